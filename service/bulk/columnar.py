@@ -5,15 +5,15 @@ from __future__ import annotations
 import datetime as dt
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Final
 
+from service.bulk.arrow_errors import as_wrong_file, guarded
 from service.bulk.extras import library
 from service.bulk.field_mapping import FieldOptions, Layout, Mapper, of_field
-from service.bulk.formats import BINARY, VECTORS_KEY
-from service.bulk.line import NO_FILE, BadLine, BadLineError, InputError, Line, Origin, WrongFileError
+from service.bulk.formats import BINARY, VECTORS_KEY, WRITER_KEY
+from service.bulk.line import NO_FILE, BadLine, BadLineError, Line, Origin, WrongFileError
 from service.bulk.raw_lines import LINE_MAX_BYTES
 from service.bulk.stream_head import BUFFER_BYTES
 
@@ -45,11 +45,11 @@ def read_parquet(file: io.BufferedIOBase, origin: Origin, mapper: Mapper) -> Ite
     name = str(origin.file)
     if not file.seekable():
         raise WrongFileError(name, "Parquet is read from its end: give a file, not a pipe, and not compressed again")
-    with _as_wrong_file(name, "Parquet"):
+    with as_wrong_file(name, "Parquet"):
         metadata = parquet.read_metadata(file)
-    if VECTORS_KEY.encode() in (metadata.metadata or {}):
+    if {VECTORS_KEY.encode(), WRITER_KEY.encode()} & set(metadata.metadata or {}):
         raise WrongFileError(name, "`embed` wrote it, and it has vectors: load it with bulk --vectors-in")
-    with _as_wrong_file(name, "Parquet"):
+    with as_wrong_file(name, "Parquet"):
         schema = metadata.schema.to_arrow_schema()
         file.seek(0)
         strings = [
@@ -65,14 +65,14 @@ def read_parquet(file: io.BufferedIOBase, origin: Origin, mapper: Mapper) -> Ite
         batches = opened.iter_batches(
             batch_size=max(1, min(BATCH_MAX_ROWS, fitting)), row_groups=[group], columns=columns, use_threads=False
         )
-        yield from rows.of_batches(_guarded(batches, name, "Parquet"))
+        yield from rows.of_batches(guarded(batches, name, "Parquet"))
 
 
 def parquet_rows(file: io.BufferedIOBase, origin: Origin) -> int:
     """The number of rows of Parquet; 0 if it cannot be read, which `read_parquet` says."""
     if not file.seekable():
         return 0
-    with _as_wrong_file(str(origin.file), "Parquet"):
+    with as_wrong_file(str(origin.file), "Parquet"):
         rows = int(library("pyarrow.parquet", "Parquet").read_metadata(file).num_rows)
         file.seek(0)
     return rows
@@ -103,18 +103,25 @@ def read_arrow(file: io.BufferedIOBase, origin: Origin, mapper: Mapper, *, is_fi
     name = str(origin.file)
     if is_file and not file.seekable():
         raise WrongFileError(name, "this form of Arrow is read from its end: give a file, or write a stream of Arrow")
-    with _as_wrong_file(name, "Arrow"):
+    with as_wrong_file(name, "Arrow"):
         opened = ipc.open_file(file) if is_file else ipc.open_stream(file)
-    layout = mapper.table(opened.schema.names, origin)
+        available = opened.schema.names
+    layout = mapper.table(available, origin)
     rows = _Rows(replace(origin, unit="row"), layout)
-    names = _needed(layout, opened.schema.names)
+    names = _needed(layout, available)
     found = (opened.get_batch(index) for index in range(opened.num_record_batches)) if is_file else iter(opened)
     batches = (
         batch.select(names).slice(first, BATCH_MAX_ROWS)
-        for batch in _guarded(found, name, "Arrow")
+        for batch in guarded(map(_validated, found), name, "Arrow")
         for first in range(0, batch.num_rows, BATCH_MAX_ROWS)
     )
     yield from rows.of_batches(batches)
+
+
+def _validated(batch: Any) -> Any:
+    """A record batch whose offsets lie in its buffers: pyarrow does not look at them, and would read other memory."""
+    batch.validate(full=True)
+    return batch
 
 
 def table_lines(table: Any, fields: FieldOptions) -> Iterator[Line | BadLine]:
@@ -137,28 +144,6 @@ def table_lines(table: Any, fields: FieldOptions) -> Iterator[Line | BadLine]:
 def is_arrow_file(head: bytes) -> bool:
     """Whether Arrow is in the file format, by its first bytes."""
     return head.startswith(BINARY["arrow"])
-
-
-@contextmanager
-def _as_wrong_file(file: str, kind: str) -> Iterator[None]:
-    """Turn errors of pyarrow into one of the file."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise WrongFileError(file, f"it is not valid {kind}, or damaged ({type(error).__name__})") from None
-
-
-def _guarded(batches: Iterator[Any], file: str, kind: str) -> Iterator[Any]:
-    while True:
-        with _as_wrong_file(file, kind):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
 
 
 def _needed(layout: Layout, names: Sequence[str]) -> list[str]:
@@ -189,7 +174,7 @@ class _Rows:
             step = batch.num_rows if size <= BATCH_MAX_BYTES else 1
             for first in range(0, batch.num_rows, max(step, 1)):
                 part = batch.slice(first, step)
-                columns = [_values(column) for column in part.columns]
+                columns = [column_values(column) for column in part.columns]
                 for index in range(part.num_rows):
                     self._number += 1
                     yield self._row({name: column[index] for name, column in zip(names, columns, strict=True)})
@@ -198,8 +183,7 @@ class _Rows:
         fields: dict[str, Any] = {}
         try:
             for name, value in cells.items():
-                if isinstance(value, _Unreadable):
-                    raise BadLineError(f"{of_field(name)} has a value that cannot be read; leave out the column")
+                check_readable(name, value)
                 fields[name] = plain_value(name, value)
             size = _bytes_of(fields)
             if size > LINE_MAX_BYTES:
@@ -212,10 +196,17 @@ class _Rows:
 
 
 class _Unreadable:
-    """Stands for a value that Python has no type for, such as a year above 9999."""
+    """Stands for a value that Python has no type for, such as a year above 9999 or a string that is not UTF-8."""
 
 
-def _values(column: Any) -> list[Any]:
+def check_readable(name: str, value: object) -> None:
+    """Raise BadLineError for a value of `column_values` that Python has no type for."""
+    if isinstance(value, _Unreadable):
+        raise BadLineError(f"{of_field(name)} has a value that cannot be read; leave out the column")
+
+
+def column_values(column: Any) -> list[Any]:
+    """The values of an array of Arrow; see `check_readable`."""
     if str(column.type).startswith("timestamp[ns"):  # Python's times have microseconds
         arrow = library("pyarrow", "Parquet")
         column = column.cast(arrow.timestamp("us", column.type.tz), safe=False)
@@ -233,15 +224,22 @@ def _values(column: Any) -> list[Any]:
 
 def _size(batch: Any) -> int:
     """Size of a batch in bytes, with every value of a dictionary as often as it may occur."""
-    compute = library("pyarrow.compute", "Parquet")
     size = 0
     for column in batch.columns:
         if hasattr(column, "dictionary"):
-            lengths = compute.max(compute.binary_length(column.dictionary.cast("large_binary"))).as_py()
-            size += (lengths or 0) * len(column)
+            size += _longest(column.dictionary) * len(column)
         else:
             size += column.nbytes
     return size
+
+
+def _longest(values: Any) -> int:
+    """Size of the longest value of an array in bytes; the mean size if they are not strings."""
+    types, kind = library("pyarrow.types", "Arrow"), values.type
+    if not any(is_kind(kind) for is_kind in (types.is_string, types.is_binary, types.is_large_string)):
+        return int(values.nbytes) // max(len(values), 1)
+    compute = library("pyarrow.compute", "Arrow")
+    return compute.max(compute.binary_length(values)).as_py() or 0
 
 
 def _bytes_of(value: Any) -> int:

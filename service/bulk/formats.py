@@ -29,6 +29,9 @@ DOCUMENTS: Final = frozenset({"text", "markdown", "html", "pdf"})
 VECTORS_KEY: Final = "bge_m3_qdrant_vectors"
 """Key of the description of vectors in the metadata of a Parquet file that `embed` wrote."""
 
+WRITER_KEY: Final = "bge_m3_qdrant_writer"
+"""Key of the metadata of a Parquet file that `embed` has written. If the other key is missing, it is damaged."""
+
 BINARY: Final = {"parquet": b"PAR1", "arrow": b"ARROW1", "pdf": b"%PDF-"}
 """Formats that are not text, and how their files begin."""
 

@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -204,3 +205,23 @@ def test_without_the_extra_the_command_to_install_it_is_said(tmp_path: Path, mon
     path = write(tmp_path / "a.parquet", pa.table({"text": ["a"]}))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert wrong(path) == "Parquet needs pyarrow, which is not installed: pip install '.[files]'"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_categories_that_are_numbers_are_read(tmp_path: Path, suffix: str) -> None:
+    """As the numbers that they stand for."""
+    table = pa.table({"text": ["a", "b", "c"], "year": pa.array([2020, 2021, 2020]).dictionary_encode()})
+    assert [payload["year"] for _, _, payload in Read(write(tmp_path / f"a{suffix}", table)).documents] == [
+        2020,
+        2021,
+        2020,
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".feather", ".arrows"])
+def test_offsets_beyond_their_buffer_are_an_error_of_the_file(tmp_path: Path, suffix: str) -> None:
+    """They would lead pyarrow into other memory."""
+    offsets = pa.py_buffer(np.array([0, 2**30, 3], np.int32))
+    text = pa.StringArray.from_buffers(2, offsets, pa.py_buffer(b"abc"))
+    path = write(tmp_path / f"a{suffix}", pa.table({"text": text}))
+    assert wrong(path) == f"a{suffix}: it is not valid Arrow, or damaged (ArrowInvalid)"

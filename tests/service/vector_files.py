@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -31,6 +31,27 @@ from tests.service.client import ENVIRONMENT
 Lines = Iterable[Mapping[str, Any]]
 
 LIMITS = Limits(max_texts=10_000, max_length=8192)
+DENSE_SIZE = 192
+
+LINES: Sequence[dict[str, Any]] = [
+    {"text": "rsync copies the changed parts of files", "id": 7, "payload": {"lang": "en", "deep": {"n": [1, None]}}},
+    {"text": "sqlite keeps a database in one file", "id": "seven"},
+    {
+        "text": "0f2f4a3e is the start of a UUID",
+        "id": "0f2f4a3e-5a70-4c5e-9a53-1b7f7b8f2c11",
+        "payload": {"note": None},
+    },
+    {"text": "a text without an id", "payload": {"größe": "ß", "big": 2**62}},
+    {"text": "", "id": 2**64 - 1},
+]
+LONG = " ".join(f"Sentence number {n} speaks of topic {n % 7} and of nothing else." for n in range(30))
+DOCUMENTS: Sequence[dict[str, Any]] = [
+    {"text": LONG, "id": "book", "payload": {"lang": "en"}},
+    {"text": "A short one.", "id": 5},
+    {"text": LONG[::-1].strip(), "payload": {"n": 1}},
+]
+
+MANY: Sequence[dict[str, Any]] = [{"text": f"text number {n}", "id": n} for n in range(40)]
 
 
 def raw(lines: Lines) -> Iterable[Line | BadLine]:
@@ -113,12 +134,27 @@ def points(store: Store, collection: str) -> dict[str, tuple[Any, ...]]:
 
 
 def rewritten(path: Path, **columns: Any) -> None:
-    """Replace columns of a vector file by arrays, and keep its metadata."""
+    """Replace columns of a vector file by arrays, as another program does, which keeps no metadata."""
     table = pq.read_table(path)
-    metadata = pq.read_metadata(path).metadata
     for name, values in columns.items():
         index = table.schema.get_field_index(name)
         array = values if isinstance(values, pa.Array) else pa.array(values)
         table = table.set_column(index, name, array)
-    kept = {key: value for key, value in metadata.items() if key != b"ARROW:schema"}
-    pq.write_table(table.replace_schema_metadata(kept), path)
+    pq.write_table(table.replace_schema_metadata(None), path)
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """The files of a folder, in the order of their names."""
+    return sorted(folder.iterdir())
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of all files of a folder."""
+    return [row for path in parts_of(folder) for row in pq.read_table(path).to_pylist()]
+
+
+def three_texts(embedder: Embedder, folder: Path) -> Path:
+    """Embed three texts into a folder, and return it."""
+    lines = [{"text": f"text number {n}", "id": n, "payload": {"n": n}} for n in range(3)]
+    assert embedded(embedder, folder, raw(lines))["status"] == 0
+    return folder

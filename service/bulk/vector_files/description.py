@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from embedder import Kind, Vocabulary
 from qdrant_sink import ModelIdentity
-from service.bulk.formats import VECTORS_KEY
+from service.bulk.formats import VECTORS_KEY, WRITER_KEY
 
 FORMAT_VERSION: Final = 1
 """Version of the columns and of the metadata."""
@@ -113,17 +114,20 @@ class Part:
         number: number of the part, from 0.
         end: how far it reaches into the input.
         is_last: whether the input ends with it.
+        checksums: checksums of the columns of each row group.
     """
 
     description: Description
     number: int
     end: Position
     is_last: bool = False
+    checksums: Sequence[Mapping[str, int]] = ()
 
     def metadata(self) -> dict[str, str]:
         """The part as metadata of a Parquet file."""
         fields = {"format": FORMAT_VERSION, **asdict(self.description), "part": self.number, "last": self.is_last}
-        return {VECTORS_KEY: json.dumps({**fields, "end": asdict(self.end)})}
+        fields |= {"end": asdict(self.end), "row_groups": list(self.checksums)}
+        return {VECTORS_KEY: json.dumps({**fields, "checksum": _checksum(fields)})}
 
     @classmethod
     def read(cls, metadata: Mapping[bytes, bytes] | None) -> Part | None:
@@ -132,21 +136,30 @@ class Part:
         Raises:
             DescriptionError: the description is damaged, or of a later version.
         """
-        raw = (metadata or {}).get(VECTORS_KEY.encode())
-        if raw is None:
+        metadata = metadata or {}
+        if not {VECTORS_KEY.encode(), WRITER_KEY.encode()} & set(metadata):
             return None
         try:
+            raw = metadata[VECTORS_KEY.encode()]
             fields = json.loads(raw)
             version = fields.pop("format")
             if version != FORMAT_VERSION:
                 raise DescriptionError(f"it has version {_shown(version)} of the format, and this program reads 1")
+            if fields.pop("checksum") != _checksum({"format": version, **fields}):
+                raise ValueError("the checksum is another one")
             number, is_last, end = fields.pop("part"), fields.pop("last"), Position(**fields.pop("end"))
+            checksums = tuple(fields.pop("row_groups"))
             description = Description(**fields)
             _check(description)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise DescriptionError("the description of its vectors is damaged; embed the texts again") from None
         own = replace(description, kinds=tuple(description.kinds), dropped_ids=tuple(description.dropped_ids))
-        return cls(own, number, end, is_last)
+        return cls(own, number, end, is_last, checksums)
+
+
+def _checksum(fields: Mapping[str, Any]) -> int:
+    """The CRC-32 of a description."""
+    return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
 
 
 def _check(description: Description) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from embedder import KINDS, Kind
 from qdrant_sink import ModelIdentity
 from service.bulk.extras import library
 from service.bulk.field_mapping import FieldOptions, of_field
-from service.bulk.line import InputError, WrongFileError
+from service.bulk.line import WrongFileError
 from service.bulk.stream_head import BUFFER_BYTES
 from service.bulk.vector_files.columns import COLUMNS
 from service.bulk.vector_files.description import DescriptionError, Part
+from service.bulk.vector_files.points import column_names
 from service.operations import VectorSource
 
 _OWN = (
@@ -29,6 +30,12 @@ _OWN = (
 )
 _SHARED = ("model", "revision", "vocabulary", "dropped_ids", "kinds", "dense_size", "colbert_size")
 """What the descriptions of files that are loaded together must share."""
+
+CHANGED: Final = (
+    "its rows differ from those that embed has written: it is damaged, or was changed. Delete it and the parts after "
+    "it, and give the command of embed again; or write it without its metadata, to load it as a file of another program"
+)
+"""Why a file is refused whose checksums are other ones."""
 
 _CHUNK = ("document", "chunk", "start", "end")
 
@@ -87,27 +94,19 @@ class FileLayout:
 
 
 def opened(file: io.BufferedIOBase, name: str) -> Any:
-    """Open a Parquet file.
+    """Open a Parquet file. Other errors are those of pyarrow.
 
     Raises:
-        WrongFileError: it is not Parquet, or damaged, or a pipe.
+        WrongFileError: it is a pipe.
     """
     parquet = library("pyarrow.parquet", "--vectors-in")
     if not file.seekable():
         raise WrongFileError(name, "Parquet is read from its end: give a file, not a pipe, and not compressed again")
-    try:
-        return parquet.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
-    except InputError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        reason = f"it is not valid Parquet, or damaged ({type(error).__name__}); --vectors-in reads what embed writes"
-        raise WrongFileError(name, reason) from None
+    return parquet.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
 
 
 def layout_of(file: Any, name: str, fields: FieldOptions, kinds: Sequence[Kind]) -> FileLayout:
-    """What a file has.
+    """What a file has. Other errors are those of pyarrow.
 
     Args:
         file: the open Parquet file.
@@ -116,7 +115,8 @@ def layout_of(file: Any, name: str, fields: FieldOptions, kinds: Sequence[Kind])
         kinds: kinds of vectors that the user wants; empty for all that the file has.
 
     Raises:
-        WrongFileError: it has no text or no vectors, lacks a kind that is wanted, or a column has a wrong type.
+        WrongFileError: it has no text or no vectors, lacks a kind that is wanted or what its description names, or a
+            column has a wrong type.
     """
     try:
         part = Part.read(file.metadata.metadata)
@@ -124,6 +124,8 @@ def layout_of(file: Any, name: str, fields: FieldOptions, kinds: Sequence[Kind])
         raise WrongFileError(name, str(error)) from None
     schema = file.schema_arrow
     names = list(schema.names)
+    if part is not None and not set(column_names(part.description)) <= set(names):
+        raise WrongFileError(name, CHANGED)
     available = tuple(kind for kind in KINDS if set(COLUMNS[kind]) <= set(names))
     missing = next((kind for kind in kinds if kind not in available), None)
     if missing is not None or not available:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from service.bulk.extras import library
+from service.bulk.formats import WRITER_KEY
 from service.bulk.line import InputError
+from service.bulk.vector_files.checksums import column_checksums
 from service.bulk.vector_files.description import Description, DescriptionError, Part, Position
 from service.bulk.vector_files.points import COMPRESSED, PointRow, schema_of, table_of
 
@@ -67,6 +69,7 @@ class PartFolder:
         self._lock = _locked(folder)
         self._writer: Any = None
         self._rows: list[PointRow] = []
+        self._checksums: list[dict[str, int]] = []
         self._rows_bytes = self._part_bytes = 0
         self._began_at = 0.0
         self._open_rows = 0
@@ -168,7 +171,7 @@ class PartFolder:
         if self._writer is None:
             self._writer = self._parquet.ParquetWriter(
                 self._temporary,
-                schema_of(self._description),
+                schema_of(self._description).with_metadata({WRITER_KEY: "embed"}),
                 compression=dict.fromkeys(COMPRESSED, "zstd"),
                 use_dictionary=False,
                 write_statistics=False,
@@ -176,14 +179,16 @@ class PartFolder:
         return self._writer
 
     def _flush(self) -> None:
-        self._opened().write_table(table_of(self._rows, self._description), row_group_size=len(self._rows))
+        table = table_of(self._rows, self._description)
+        self._opened().write_table(table, row_group_size=len(self._rows))
+        self._checksums.append(column_checksums(table, table.column_names))
         self._part_bytes += self._rows_bytes
         self._rows, self._rows_bytes = [], 0
 
     def _finish(self, *, is_last: bool) -> None:
         if self._rows:
             self._flush()
-        part = Part(self._description, self.parts, self._end, is_last)
+        part = Part(self._description, self.parts, self._end, is_last, tuple(self._checksums))
         writer = self._opened()
         writer.add_key_value_metadata(part.metadata())
         writer.close()
@@ -192,6 +197,7 @@ class PartFolder:
         self._temporary.rename(self._folder / _name(self.parts))
         os.fsync(self._lock)  # the folder
         self._writer = None
+        self._checksums = []
         self._part_bytes = 0
         self.parts += 1
 

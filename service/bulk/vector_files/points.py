@@ -96,6 +96,11 @@ def schema_of(description: Description) -> Any:
     return arrow.schema(fields)
 
 
+def column_names(description: Description) -> Sequence[str]:
+    """The columns of files with these vectors."""
+    return tuple(schema_of(description).names)
+
+
 def table_of(rows: Sequence[PointRow], description: Description) -> Any:
     """An Arrow table of rows, at least one."""
     arrow = library("pyarrow", "embed")

@@ -7,18 +7,20 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, BinaryIO, Final, cast
 
 from embedder import Kind
 from qdrant_sink import ModelIdentity, kind_of
-from service.bulk.columnar import plain_value
+from service.bulk.arrow_errors import as_wrong_file, guarded
+from service.bulk.columnar import check_readable, column_values, plain_value
 from service.bulk.field_mapping import FieldOptions, required_text
 from service.bulk.line import NO_FILE, BadLine, BadLineError, Line, Origin, WrongFileError
 from service.bulk.reading import ReadProgress
 from service.bulk.sources import Source
+from service.bulk.vector_files.checksums import wrong_column
 from service.bulk.vector_files.columns import COLUMNS, BatchVectors
 from service.bulk.vector_files.description import Part
-from service.bulk.vector_files.file_layout import FileLayout, layout_of, opened
+from service.bulk.vector_files.file_layout import CHANGED, FileLayout, layout_of, opened
 from service.bulk.vector_files.parts import missing_parts
 from service.bulk.vector_line import LineVectors, VectorLine
 from service.operations import VectorSource
@@ -72,8 +74,8 @@ class VectorReader:
         """
         folders: dict[str, list[Part]] = {}
         for source in sources:
-            with source.open() as file:
-                layout = self._layout(opened(cast("io.BufferedIOBase", file), source.name), source.name)
+            with source.open() as raw:
+                _, layout = self._opened(raw, source.name)
             if layout.part is not None:
                 folder = str(source.path.parent) if isinstance(source.path, Path) else source.name.rpartition("/")[0]
                 folders.setdefault(folder, []).append(layout.part)
@@ -83,7 +85,10 @@ class VectorReader:
                 self._incomplete.append(BadLine(1, f"{missing}; what is there is loaded", origin=Origin(folder, "")))
         if self._first is None:
             raise WrongFileError("--vectors-in", "give at least one file")
-        return self._first[1].source(self._model)
+        name, layout = self._first
+        if layout.part is None and self._model is None:
+            self._say(f"{name}: the model of its vectors is not in its metadata; --vectors-model names it")
+        return layout.source(self._model)
 
     def lines(self, sources: Sequence[Source]) -> Iterator[Line | BadLine]:
         """The documents of all files, with their vectors, and a rejection for each folder that lacks a part or its end.
@@ -94,53 +99,54 @@ class VectorReader:
         yield from self._incomplete
         yield from self.progress.observed(sources, self._lines)
 
-    def _layout(self, file: Any, name: str) -> FileLayout:
-        layout = layout_of(file, name, self._fields, self._kinds)
+    def _opened(self, raw: BinaryIO, name: str) -> tuple[Any, FileLayout]:
+        """The open Parquet file, and what it has."""
+        with as_wrong_file(name, "Parquet"):
+            file = opened(cast("io.BufferedIOBase", raw), name)
+            layout = layout_of(file, name, self._fields, self._kinds)
         if self._first is None:
             self._first = name, layout
         first, expected = self._first
         difference = expected.difference(layout)
         if difference is not None:
             raise WrongFileError(name, f"its vectors differ from those of {first} ({difference}); load them by itself")
-        return layout
+        return file, layout
 
     def _lines(self, source: Source) -> Iterator[Line | BadLine]:
         name = source.name
         with source.open() as raw:
-            try:
-                file = opened(cast("io.BufferedIOBase", raw), name)
-                layout = self._layout(file, name)
-                rows = _Rows(Origin(name, "row"), layout)
-                total = max(file.metadata.num_rows, 1)
-                self.progress.of_file(lambda: rows.number / total)
-                columns = [*layout.columns, *(column for kind in layout.kinds for column in COLUMNS[kind])]
-                for group in range(file.num_row_groups):
-                    described = file.metadata.row_group(group)
-                    fitting = BATCH_MAX_BYTES * described.num_rows // max(described.total_byte_size, 1)
-                    batches = file.iter_batches(
-                        batch_size=max(1, min(BATCH_MAX_ROWS, fitting)),
-                        row_groups=[group],
-                        columns=columns,
-                        use_threads=False,
-                    )
-                    for batch in _guarded(batches, name):
-                        yield from rows.of_batch(batch)
-                yield from rows.rest()
-            except OSError as error:
-                raise WrongFileError(name, f"it cannot be read ({error.strerror})") from None
+            file, layout = self._opened(raw, name)
+            rows = _Rows(Origin(name, "row"), layout)
+            total = max(file.metadata.num_rows, 1)
+            self.progress.of_file(lambda: rows.number / total)
+            for batch in guarded(_batches(file, layout, name), name, "Parquet"):
+                yield from rows.of_batch(batch)
+            yield from rows.rest()
 
 
-def _guarded(batches: Iterator[Any], name: str) -> Iterator[Any]:
-    while True:
-        try:
-            batch = next(batches, None)
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise WrongFileError(name, f"it is not valid Parquet, or damaged ({type(error).__name__})") from None
-        if batch is None:
-            return
-        yield batch
+def _batches(file: Any, layout: FileLayout, name: str) -> Iterator[Any]:
+    """The rows of a file, as record batches of bounded size. Other errors are those of pyarrow.
+
+    Raises:
+        WrongFileError: its rows are not those that `embed` has written.
+    """
+    columns = [*layout.columns, *(column for kind in layout.kinds for column in COLUMNS[kind])]
+    if layout.part is not None:
+        checksums = layout.part.checksums
+        if len(checksums) != file.num_row_groups:
+            raise WrongFileError(name, CHANGED)
+        for group, expected in enumerate(checksums):
+            table = file.read_row_group(group, columns=columns, use_threads=False)
+            if wrong_column(table, expected) is not None:
+                raise WrongFileError(name, CHANGED)
+            yield from table.to_batches(max_chunksize=BATCH_MAX_ROWS)
+        return
+    for group in range(file.num_row_groups):
+        described = file.metadata.row_group(group)
+        fitting = BATCH_MAX_BYTES * described.num_rows // max(described.total_byte_size, 1)
+        yield from file.iter_batches(
+            batch_size=max(1, min(BATCH_MAX_ROWS, fitting)), row_groups=[group], columns=columns, use_threads=False
+        )
 
 
 def batch_lines(batch: Any, layout: FileLayout) -> Iterator[Line | BadLine]:
@@ -201,7 +207,7 @@ class _Rows:
 
     def of_batch(self, batch: Any) -> Iterator[Line | BadLine]:
         """The lines that are complete with the rows of this batch."""
-        columns = {name: batch.column(name).to_pylist() for name in self._layout.columns}
+        columns = {name: column_values(batch.column(name)) for name in self._layout.columns}
         vectors = BatchVectors(batch, self._layout.kinds, self._layout.sizes)
         for index in range(batch.num_rows):
             self.number += 1
@@ -229,6 +235,7 @@ class _Rows:
 
     def _point(self, cells: Mapping[str, Any], vectors: BatchVectors, index: int) -> Iterator[Line | BadLine]:
         try:
+            _check_readable(cells)
             text = required_text(self._layout.text, cells[self._layout.text])
             payload = self._payload(cells)
             point = LineVectors(self.number, None, 0, len(text), vectors.row(index))
@@ -247,6 +254,7 @@ class _Rows:
 
     def _chunk(self, cells: Mapping[str, Any], vectors: BatchVectors, index: int) -> Iterator[Line | BadLine]:
         try:
+            _check_readable(cells)
             if cells["document"] is not None or cells["chunk"] is None:
                 yield from self.rest()
                 self._begin(cells)
@@ -335,3 +343,8 @@ class _Rows:
         if not isinstance(own, dict):
             raise BadLineError(f"payload must be an object, got {kind_of(own)}")
         return {**payload, **{name: plain_value(name, value) for name, value in own.items()}}
+
+
+def _check_readable(cells: Mapping[str, Any]) -> None:
+    for name, value in cells.items():
+        check_readable(name, value)
