@@ -21,7 +21,9 @@ from embedder import Embedder
 from qdrant_sink.edge import EdgeStore
 from service.bulk.line import BadLine, Line, WrongFileError
 from service.bulk.vector_files.parts import ROW_GROUP_MAX_BYTES, PartFolder
-from tests.command_line import PROGRAM
+from service.operations import Operations
+from service.settings import Settings
+from tests.command_line import PROGRAM, invoke
 from tests.service.client import ENVIRONMENT, PATIENCE
 from tests.service.vector_files import (
     LINES,
@@ -181,8 +183,58 @@ def test_a_disk_that_is_full_is_said(embedder: Embedder, tmp_path: Path) -> None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PartFolder, "_take_over", full)
         summary = embedded(embedder, out, raw(MANY))
-    assert (summary["status"], summary["error"]) == (2, "--out cannot be written (No space left on device)")
+    reason = "--out cannot be written (No space left on device), and the part that was open is lost"
+    assert summary["status"] == 2
+    assert summary["error"] == f"{reason}; once it can be written, the same command begins again"
+    assert (summary["rows"], summary["parts"]) == (0, 0)
     assert not list(out.glob("*.parquet"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk to write to")
+def test_a_disk_that_fills_up_keeps_whole_parts(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The summary counts their rows alone, and says after which line the same command goes on, as it does."""
+    monkeypatch.setattr("service.bulk.vector_files.embed_run.BATCH_MAX_TEXTS", 4)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "part-00001.parquet.tmp").symlink_to("/dev/full")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda _path: None)
+        full = embedded(embedder, out, raw(MANY), *SMALL)
+    kept = pq.read_metadata(out / "part-00000.parquet").num_rows
+    assert (full["status"], full["rows"], full["parts"]) == (2, kept, 1)
+    assert full["error"].endswith(f"the same command goes on after line {kept} of the input")
+    rest = embedded(embedder, out, raw(MANY), *SMALL)
+    assert (rest["status"], rest["rows"], rest["skipped"]) == (0, len(MANY), kept)
+    assert f"going on after line {kept} of the input" in rest["said"]
+
+
+@pytest.mark.parametrize(("lines", "status"), [([], 0), ([{"txt": "no text"}], 1)])
+def test_an_input_without_documents_is_said(
+    embedder: Embedder, store: EdgeStore, tmp_path: Path, lines: Any, status: int
+) -> None:
+    """By `embed` and by the load of its folder, which is complete; another input may take the folder over."""
+    out = tmp_path / "out"
+    summary = embedded(embedder, out, raw(lines))
+    assert (summary["status"], summary["rows"], summary["parts"]) == (status, 0, 1)
+    load = VectorLoad(store, "--collection", "a", str(out))
+    assert (load.report.status, load.report.lines) == (0, 0)
+    assert f"{out}: no rows; embed has found no valid document in its input" in load.said
+    assert embedded(embedder, out, raw(MANY), *SMALL)["rows"] == len(MANY)
+
+
+def test_a_summary_without_rows_is_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedder: Embedder
+) -> None:
+    """It says so rather than count to 0."""
+    monkeypatch.setenv("MODEL_ID", "mini")
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    core = Operations(Settings.from_environment(ENVIRONMENT), embedder)
+    monkeypatch.setattr(core, "close", lambda: None)
+    ended = invoke("embed", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out"), build=lambda _settings: core)
+    assert ended.status == 0
+    assert "out: no rows, as the input has no valid document, in 1 part, 0 rejected, 0 tokens in " in ended.out
 
 
 @pytest.mark.slow

@@ -336,7 +336,12 @@ class EmbedRun:
             await asyncio.get_running_loop().run_in_executor(self._writer, call)
         except OSError as error:
             reason = error.strerror if error.errno is None else os.strerror(error.errno)  # pyarrow's has details
-            raise _OutputError(f"--out cannot be written ({reason})") from None
+            lines = self._folder.end.lines
+            resumes = f"goes on after line {lines} of the input" if lines else "begins again"
+            raise _OutputError(
+                f"--out cannot be written ({reason}), and the part that was open is lost; once it can be written, the "
+                f"same command {resumes}"
+            ) from None
 
     def _add(self, group: Sequence[_Entry], results: Sequence[Result]) -> None:
         """Add the rows of a group to the folder."""

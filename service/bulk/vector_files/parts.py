@@ -47,7 +47,9 @@ class PartFolder:
         start: how far earlier runs have come.
         is_complete: whether an earlier run has come to the end of its input.
         rows_before: rows that earlier runs have written.
+        rows: rows of the whole parts.
         parts: number of whole parts.
+        end: how far the whole parts reach.
 
     Raises:
         InputError: the folder cannot be written, another process writes into it, or its parts have other vectors.
@@ -73,10 +75,11 @@ class PartFolder:
         self._rows_bytes = self._part_bytes = 0
         self._began_at = 0.0
         self._open_rows = 0
-        self.rows_before = 0
+        self._part_rows = 0
+        self.rows = self.rows_before = 0
         self.parts = 0
         self.is_complete = False
-        self.start = self._end = Position()
+        self.start = self.end = self._end = Position()
         try:
             self._take_over()
         except BaseException:
@@ -90,6 +93,9 @@ class PartFolder:
             part, rows = self._part(path)
             if path.name != _name(self.parts) or part.number != self.parts or self.is_complete:
                 raise InputError(f"{self._folder}: {_name(self.parts)} is missing, or {path.name} does not belong here")
+            if part.number == 0 and part.is_last and not part.checksums:
+                path.unlink()  # it has no rows, so the input and the options may have changed
+                continue
             difference = part.description.difference(self._description)
             if difference is not None:
                 raise InputError(
@@ -97,8 +103,9 @@ class PartFolder:
                     "command again, or another --out"
                 )
             self.parts += 1
-            self.rows_before += rows
-            self.start = self._end = part.end
+            self.rows += rows
+            self.rows_before = self.rows
+            self.start = self.end = self._end = part.end
             self.is_complete = part.is_last
         for path in self._folder.glob(f"part-*{_TEMPORARY}"):
             path.unlink()
@@ -126,6 +133,7 @@ class PartFolder:
         if not self._rows and self._writer is None:
             self._began_at = self._clock()
         self._rows.append(row)
+        self._part_rows += 1
         self._rows_bytes += row.nbytes
         self._open_rows += 1
         if self._rows_bytes >= ROW_GROUP_MAX_BYTES:
@@ -157,7 +165,7 @@ class PartFolder:
             is_open = bool(self._rows) or self._writer is not None
             if end is not None:
                 self._end = end
-                if is_open or (self.parts and not self.is_complete):  # else an empty part tells the end
+                if is_open or not self.is_complete:  # without a row, an empty part tells the end
                     self._finish(is_last=True)
             elif is_open and not self._open_rows:
                 self._finish(is_last=False)
@@ -198,7 +206,9 @@ class PartFolder:
         os.fsync(self._lock)  # the folder
         self._writer = None
         self._checksums = []
-        self._part_bytes = 0
+        self.end = self._end
+        self.rows += self._part_rows
+        self._part_bytes = self._part_rows = 0
         self.parts += 1
 
     def _discard(self) -> None:

@@ -80,6 +80,8 @@ class VectorReader:
                 folder = str(source.path.parent) if isinstance(source.path, Path) else source.name.rpartition("/")[0]
                 folders.setdefault(folder, []).append(layout.part)
         for folder, parts in folders.items():
+            if not any(part.checksums for part in parts):
+                self._say(f"{folder}: no rows; embed has found no valid document in its input")
             missing = missing_parts(parts)
             if missing is not None:
                 self._incomplete.append(BadLine(1, f"{missing}; what is there is loaded", origin=Origin(folder, "")))

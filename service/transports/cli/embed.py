@@ -25,6 +25,7 @@ from service.settings import Settings
 from service.transports.cli.arguments import ARGUMENTS
 from service.transports.cli.input_files import InputOptions, lines_of, opened, operations_without_store
 from service.transports.cli.options import Failure
+from service.transports.cli.plan_report import count, counted
 from service.transports.cli.progress_line import ProgressLine
 from service.transports.cli.signals import end_on_signals, interrupt_on_signals
 from service.wire.fields import Limits
@@ -165,7 +166,7 @@ def _summary(report: LoadReport, options: EmbedOptions, folder: PartFolder) -> d
         "out": str(options.out),
         "lines": report.lines,
         "parts": folder.parts,
-        "rows": folder.rows_before + report.stored,
+        "rows": folder.rows,
         "skipped": folder.rows_before,
         "rejected": report.rejected,
         "tokens": report.tokens,
@@ -176,8 +177,11 @@ def _summary(report: LoadReport, options: EmbedOptions, folder: PartFolder) -> d
 
 def _in_words(summary: Mapping[str, Any]) -> str:
     """The summary for a person, on one line."""
+    rows = f"{counted(summary['rows'], 'row')} ({count(summary['skipped'])} of them from earlier runs)"
+    if not summary["rows"]:
+        rows = "no rows" if "error" in summary else "no rows, as the input has no valid document,"
     text = (
-        f"{summary['out']}: {summary['rows']} rows ({summary['skipped']} were there before) in {summary['parts']} "
-        f"parts, {summary['rejected']} rejected, {summary['tokens']} tokens in {summary['seconds']} s"
+        f"{summary['out']}: {rows} in {counted(summary['parts'], 'part')}, {summary['rejected']} rejected, "
+        f"{counted(summary['tokens'], 'token')} in {summary['seconds']} s"
     )
     return f"{text}; {summary['error']}" if "error" in summary else text

@@ -25,6 +25,11 @@ def count(number: float) -> str:
     return f"{number:,.0f}".replace(",", " ")
 
 
+def counted(number: float, noun: str) -> str:
+    """A number of things: 1 file, 2 files."""
+    return f"{count(number)} {noun}" if number == 1 else f"{count(number)} {noun}s"
+
+
 def short(number: float) -> str:
     """A large number in words: 25.6 billion."""
     for word, size in (("trillion", 10**12), ("billion", 10**9), ("million", 10**6)):
@@ -44,7 +49,7 @@ def duration(hours: float) -> str:
 def show(result: Plan, sample: FileSample | None, console: Console) -> None:
     """Print a plan for a person."""
     passages, kinds = result.passages, ", ".join(result.stored.kinds)
-    console.print(f"{count(passages.count)} passages of {passages.tokens:.3g} tokens: {kinds}")
+    console.print(f"{counted(passages.count, 'passage')} of {passages.tokens:.3g} tokens: {kinds}")
     if sample is not None:
         console.print(_described(sample))
     console.print()
@@ -61,9 +66,10 @@ def show(result: Plan, sample: FileSample | None, console: Console) -> None:
 
 
 def _described(sample: FileSample) -> str:
-    documents = f"{count(sample.documents)} documents" if sample.exact else f"about {count(sample.documents)} documents"
+    documents = counted(sample.documents, "document")
+    documents = documents if sample.exact else f"about {documents}"
     bad = f", {count(sample.bad_lines)} of the lines that were read are wrong" if sample.bad_lines else ""
-    files = "1 file" if sample.files == 1 else f"{count(sample.files)} files"
+    files = counted(sample.files, "file")
     return f"{documents} in {files}: {count(sample.read_documents)} were read, {count(sample.tokenized)} tokenized{bad}"
 
 
@@ -87,8 +93,7 @@ def _sizes(result: Plan) -> Table:
 
 def _facts(result: Plan) -> Iterator[tuple[str, str]]:
     servers, embedding, costs = result.servers, result.embedding, result.costs
-    nodes = "1 node" if servers.nodes == 1 else f"{count(servers.nodes)} nodes"
-    shards = "1 shard" if servers.shards == 1 else f"{count(servers.shards)} shards"
+    nodes, shards = counted(servers.nodes, "node"), counted(servers.shards, "shard")
     copies = "1 copy" if servers.replication == 1 else f"{servers.replication} copies"
     yield (
         "server",
