@@ -21,6 +21,7 @@ from service.bulk.formats import suffix_format
 from service.bulk.line import BadLine, InputError, Line
 from service.bulk.reading import Reader, ReadOptions
 from service.bulk.sources import Source
+from service.operations import Chunking
 from service.planning.passages import Passages
 
 FILES_READ_MAX: Final = 200
@@ -41,15 +42,13 @@ class SampleOptions:
         read: how files are read.
         sample_bytes: bytes that are read of all files, about.
         max_length: maximum tokens of a text.
-        chunk_tokens: maximum tokens of a chunk; 0 for no chunks.
-        chunk_overlap: tokens that a chunk repeats of the previous one.
+        chunk: limits of the chunks of a text; None for no chunks.
     """
 
     read: ReadOptions
     sample_bytes: int
     max_length: int
-    chunk_tokens: int = 0
-    chunk_overlap: int = 0
+    chunk: Chunking | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,8 +198,8 @@ def _shapes(lines: Sequence[Line], tokenizer: Tokenizer, options: SampleOptions)
         except UnicodeEncodeError:
             continue  # a load rejects it
         texts = [line.text]
-        if options.chunk_tokens:
-            chunks = chunker.split(line.text, max_tokens=options.chunk_tokens, overlap=options.chunk_overlap)
+        if options.chunk is not None:
+            chunks = chunker.split(line.text, max_tokens=options.chunk.max_tokens, overlap=options.chunk.overlap)
             texts = [line.text[chunk.start : chunk.end] for chunk in chunks]
         encoded = [text.ids for text in tokenizer.encode(texts, options.max_length)]
         yield _Shape(

@@ -40,6 +40,7 @@ from service.planning import (
 from service.planning.embedding_time import LONG_TOKENS_PER_S, tokens_per_second
 from service.planning.stored_vectors import QUANTIZED_TYPES, STORAGE_TYPES
 from service.transports.cli.commands import plan as command
+from service.transports.cli.plan_report import duration
 from tests.command_line import invoke
 
 TOLERANCES = {
@@ -326,6 +327,32 @@ def test_fields_of_files_are_named_as_for_a_load(monkeypatch: pytest.MonkeyPatch
     assert sizes[1] < 200
 
 
+def test_files_are_read_as_a_load_reads_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the same options for the encoding of text and for columns without a header."""
+    monkeypatch.setenv("MODEL_ID", "mini")
+    path = tmp_path / "rows.csv"
+    path.write_bytes("naïve;7\nœuvre;8\n".encode("utf-16-le"))
+    report = planned(str(path), "--encoding", "utf-16-le", "--columns", "text,id")
+    assert (report["sample"]["documents"], report["sample"]["badLines"]) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("hours", "words"),
+    [
+        (1e-9, "less than 1 second"),
+        (1 / 3600, "1 second"),
+        (119.6 / 3600, "120 seconds"),
+        (1 / 20, "3 minutes"),
+        (2.5, "2.5 hours"),
+        (999.7, "1 000 hours"),
+        (12_345.6, "12 346 hours"),
+    ],
+)
+def test_a_time_is_in_units_that_a_person_reads(hours: float, words: str) -> None:
+    """Without exponents."""
+    assert duration(hours) == words
+
+
 def test_chunks_of_files_are_passages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With --chunk-tokens the passages are the chunks that a load would store."""
     monkeypatch.setenv("MODEL_ID", "mini")
@@ -336,7 +363,8 @@ def test_chunks_of_files_are_passages(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert whole["passages"] == 1
     assert chunks["passages"] > 10
     assert chunks["tokensPerPassage"] <= 64
-    assert "chunk.maxTokens must be at least 32" in invoke("plan", str(path), "--chunk-tokens", "5").err
+    assert chunks["passages"] == planned(str(path), "--chunk-tokens", "64", "--chunk-overlap", "8")["passages"]
+    assert "--chunk-tokens must be at least 32, got 5" in invoke("plan", str(path), "--chunk-tokens", "5").err
 
 
 @pytest.mark.slow

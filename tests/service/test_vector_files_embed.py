@@ -8,6 +8,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from service.bulk.line import BadLine, Line, WrongFileError
 from service.bulk.vector_files.parts import ROW_GROUP_MAX_BYTES, PartFolder
 from service.operations import Operations
 from service.settings import Settings
-from tests.command_line import PROGRAM, invoke
+from service.transports.cli.bulk import load
+from service.transports.cli.options import Failure
+from tests.command_line import PROGRAM, bulk_options, invoke
 from tests.service.client import ENVIRONMENT, PATIENCE
 from tests.service.vector_files import (
     LINES,
@@ -235,6 +239,33 @@ def test_a_summary_without_rows_is_in_words(
     ended = invoke("embed", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out"), build=lambda _settings: core)
     assert ended.status == 0
     assert "out: no rows, as the input has no valid document, in 1 part, 0 rejected, 0 tokens in " in ended.out
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--chunk-tokens", "0"), "--chunk-tokens must be at least 32, got 0"),
+        (("--chunk-tokens", "-1"), "--chunk-tokens must be at least 32, got -1"),
+        (("--chunk-tokens", "9000"), "--chunk-tokens must be at most 512 tokens, the limit of the model, got 9000"),
+        (("--chunk-tokens", "64", "--chunk-overlap", "33"), "--chunk-overlap must be at most half of --chunk-tokens (32)"),
+    ],
+)
+def test_chunks_out_of_their_limits_are_refused(
+    embedder: Embedder, store: EdgeStore, tmp_path: Path, options: tuple[str, ...], reason: str
+) -> None:
+    """By `embed`, `bulk` and `plan`, with the option and its limit."""
+    with pytest.raises(Failure, match=re.escape(reason)):
+        embedded(embedder, tmp_path / "out", raw(MANY), *options)
+    core = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
+    out = StringIO()
+    with redirect_stdout(out):
+        assert load(core, bulk_options("--collection", "a", *options), raw(MANY)) == 2
+    assert reason in out.getvalue()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODEL_ID", "mini")
+        ended = invoke("plan", str(tmp_path / "a.jsonl"), *options)
+    assert (ended.status, reason in ended.err) == (2, True), ended.err
 
 
 @pytest.mark.slow

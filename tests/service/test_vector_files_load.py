@@ -360,6 +360,16 @@ def test_options_without_effect_are_refused() -> None:
     assert (ended.status, "--vectors-model needs --vectors-in" in ended.err) == (2, True)
 
 
+@pytest.mark.usefixtures("signals")
+def test_vectors_are_not_looked_for_in_other_files(tmp_path: Path) -> None:
+    """The message says which files are needed, and not that there is none."""
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"text": "a"}\n', encoding="utf-8")
+    ended = invoke("bulk", "--vectors-in", "--collection", "notes", str(path))
+    assert (ended.status, ended.out) == (2, "")
+    assert "--vectors-in needs the Parquet files that `embed` writes, and no FILE is one" in ended.err
+
+
 @pytest.mark.parametrize("command", [("embed", "a.jsonl", "--out"), ("bulk", "--collection", "notes", "--vectors-in")])
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
     """The message says what to install, before a model is loaded."""

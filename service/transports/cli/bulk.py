@@ -62,7 +62,7 @@ class BulkOptions(InputOptions):
         insert_only: leave points that exist unchanged.
         replace: let later lines of a point replace earlier ones.
         allow_differing: with `insert_only`, let points that exist differ from their lines.
-        chunk_tokens: maximum tokens of a chunk; 0 for no chunks.
+        chunk_tokens: maximum tokens of a chunk; None for no chunks.
         chunk_overlap: tokens that a chunk repeats of the previous one.
         colbert_pooling: `none` or `mean`.
         vectors: kinds of vectors to store; empty for those of the collection.
@@ -89,7 +89,7 @@ class BulkOptions(InputOptions):
     insert_only: bool = False
     replace: bool = False
     allow_differing: bool = False
-    chunk_tokens: int = 0
+    chunk_tokens: int | None = None
     chunk_overlap: int | None = None
     colbert_pooling: str = "none"
     vectors: Sequence[str] = ()
@@ -150,7 +150,7 @@ def _request(options: BulkOptions, limits: Limits) -> IngestRequest:
     }
     if options.alias is not None:
         qdrant["idScope"] = options.alias
-    if options.chunk_tokens:
+    if options.chunk_tokens is not None:
         qdrant["chunk"] = {"maxTokens": options.chunk_tokens}
         if options.chunk_overlap is not None:
             qdrant["chunk"]["overlap"] = options.chunk_overlap

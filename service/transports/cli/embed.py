@@ -42,7 +42,7 @@ class EmbedOptions(InputOptions):
         vectors: kinds of vectors to compute; empty for all.
         dtype: type of the numbers of dense and ColBERT vectors.
         part_mb: size of a part in megabytes, beyond which the next line begins another one.
-        chunk_tokens: maximum tokens of a chunk; 0 for no chunks.
+        chunk_tokens: maximum tokens of a chunk; None for no chunks.
         chunk_overlap: tokens that a chunk repeats of the previous one.
         colbert_pooling: `none` or `mean`.
         as_json: whether the summary is printed as JSON.
@@ -52,7 +52,7 @@ class EmbedOptions(InputOptions):
     vectors: Sequence[str] = ()
     dtype: str = "float32"
     part_mb: float = 256.0
-    chunk_tokens: int = 0
+    chunk_tokens: int | None = None
     chunk_overlap: int | None = None
     colbert_pooling: str = "none"
     as_json: bool = False
@@ -149,7 +149,7 @@ def _described(core: Operations, options: EmbedOptions) -> Description:
 def _request(options: EmbedOptions, limits: Limits) -> IngestRequest:
     """The options as those of an ingest, checked as the worker checks a request."""
     qdrant: dict[str, Any] = {"colbertPooling": options.colbert_pooling}
-    if options.chunk_tokens:
+    if options.chunk_tokens is not None:
         qdrant["chunk"] = {"maxTokens": options.chunk_tokens}
         if options.chunk_overlap is not None:
             qdrant["chunk"]["overlap"] = options.chunk_overlap

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -31,11 +31,13 @@ _CHUNKS: Final = (
     click.option(
         "--chunk-tokens",
         type=int,
-        default=0,
         metavar="N",
         help="Cut texts into chunks of at most N tokens.  [default: no]",
     ),
     click.option("--chunk-overlap", type=int, metavar="N", help="Tokens that a chunk repeats of the previous one."),
+)
+
+_POOLING: Final = (
     click.option(
         "--colbert-pooling",
         type=click.Choice(["none", "mean"]),
@@ -45,7 +47,7 @@ _CHUNKS: Final = (
     ),
 )
 
-_READING: Final = (
+_REJECTIONS: Final = (
     click.option(
         "--rejects",
         type=click.Path(path_type=Path),
@@ -58,6 +60,9 @@ _READING: Final = (
         metavar="FILE",
         help="Write the rejected lines to FILE as JSON Lines, to correct and to load again.",
     ),
+)
+
+_READING: Final = (
     click.option(
         "--format",
         type=click.Choice(FORMATS),
@@ -96,9 +101,29 @@ files_argument = click.argument("files", nargs=-1, metavar="[FILE...]")
 
 def chunk_options(function: _Function) -> _Function:
     """Add the options that cut texts."""
-    return reduce(lambda decorated, option: option(decorated), reversed(_CHUNKS), function)
+    return _with(_CHUNKS, function)
+
+
+def pooling_option(function: _Function) -> _Function:
+    """Add the option for texts with more ColBERT rows than a point may have."""
+    return _with(_POOLING, function)
 
 
 def reading_options(function: _Function) -> _Function:
-    """Add the options that say how files are read, and where rejections go."""
-    return reduce(lambda decorated, option: option(decorated), reversed(_READING), function)
+    """Add the options that say how files are read."""
+    return _with(_READING, function)
+
+
+def rejection_options(function: _Function) -> _Function:
+    """Add the options that say where rejections go."""
+    return _with(_REJECTIONS, function)
+
+
+def check_chunks(options: Mapping[str, Any]) -> None:
+    """Raise UsageError for an overlap of no chunks."""
+    if options["chunk_overlap"] is not None and options["chunk_tokens"] is None:
+        raise click.UsageError("--chunk-overlap needs --chunk-tokens")
+
+
+def _with(options: Sequence[Callable[[_Function], _Function]], function: _Function) -> _Function:
+    return reduce(lambda decorated, option: option(decorated), reversed(options), function)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from embedder import DEFAULT_MODEL
+from embedder import DEFAULT_MODEL, InvalidRequest
 from embedder.checkpoint import EncoderConfig, find_tokenizer
 from embedder.tokenizer import Tokenizer
 from embedder.vectors import Kind
@@ -20,12 +20,17 @@ from service.bulk.file_sample import FileSample, SampleOptions, sample_files
 from service.bulk.line import InputError
 from service.bulk.reading import ReadOptions
 from service.bulk.sources import sources_of
+from service.operations import Chunking
 from service.planning import Passages, Resources, StoredVectors, plan
 from service.planning.stored_vectors import SIZE, QuantizedType, StorageType
 from service.settings import Settings
+from service.transports.cli.arguments import ARGUMENTS
 from service.transports.cli.messages import say
 from service.transports.cli.options import Failure
 from service.transports.cli.plan_report import as_json, show
+from service.wire.fields import Limits
+from service.wire.parsing import parse
+from service.wire.requests import EmbedRequest, QdrantTarget
 
 GB = 10**9
 
@@ -54,10 +59,12 @@ class PlanOptions:
         gpu_hour_price: price of one GPU hour.
         ram_gb_month_price: price of 1 GB of RAM for a month.
         disk_gb_month_price: price of 1 GB of disk for a month.
-        chunk_tokens: maximum tokens of a chunk of a file's text; 0 for no chunks.
-        chunk_overlap: tokens that a chunk repeats of the previous one.
+        chunk_tokens: maximum tokens of a chunk of a file's text; None for no chunks.
+        chunk_overlap: tokens that a chunk repeats of the previous one; None for an eighth of its maximum.
         sample_mb: megabytes that are read of files.
         format: format of all files; None for that of each.
+        encoding: encoding of text; None for that of a byte order mark, or UTF-8.
+        columns: names of the columns of CSV and TSV without a header.
         id_field: field of the id; None for that of the layout.
         text_fields: fields of the text, which are joined.
         payload_fields: fields of the payload; empty for all others.
@@ -83,10 +90,12 @@ class PlanOptions:
     gpu_hour_price: float | None = None
     ram_gb_month_price: float | None = None
     disk_gb_month_price: float | None = None
-    chunk_tokens: int = 0
-    chunk_overlap: int = 0
+    chunk_tokens: int | None = None
+    chunk_overlap: int | None = None
     sample_mb: int = 64
     format: str | None = None
+    encoding: str | None = None
+    columns: Sequence[str] = ()
     id_field: str | None = None
     text_fields: Sequence[str] = ()
     payload_fields: Sequence[str] = ()
@@ -162,23 +171,47 @@ def _sampled(options: PlanOptions, settings: Settings) -> FileSample:
     try:
         sources = sources_of(options.files, any_format=options.format is not None, say=say)
         checkpoint = find_tokenizer(settings.model_id or DEFAULT_MODEL, settings.model_revision)
+        max_length = EncoderConfig.read(checkpoint).max_length
         return sample_files(
             sources,
             Tokenizer(checkpoint),
             SampleOptions(
                 read=ReadOptions(
                     format=options.format,
+                    encoding=options.encoding,
+                    columns=options.columns,
                     fields=FieldOptions(options.id_field, options.text_fields, options.payload_fields),
                 ),
                 sample_bytes=options.sample_mb * 10**6,
-                max_length=EncoderConfig.read(checkpoint).max_length,
-                chunk_tokens=options.chunk_tokens,
-                chunk_overlap=options.chunk_overlap,
+                max_length=max_length,
+                chunk=_chunking(options, max_length),
             ),
             say,
         )
     except InputError as error:
         raise Failure(str(error)) from None
+
+
+def _chunking(options: PlanOptions, max_length: int) -> Chunking | None:
+    """The limits of chunks, checked as the worker checks a request.
+
+    Raises:
+        Failure: one is out of range.
+    """
+    if options.chunk_tokens is None:
+        return None
+    chunk = {"maxTokens": options.chunk_tokens}
+    if options.chunk_overlap is not None:
+        chunk["overlap"] = options.chunk_overlap
+    raw = {"texts": [""], "isPassage": True, "qdrant": {"chunk": chunk}}
+    try:
+        request = parse(raw, Limits(max_texts=1, max_length=max_length))
+    except InvalidRequest as error:
+        raise Failure(ARGUMENTS["embed"].message(error.message)) from None
+    match request:
+        case EmbedRequest(qdrant=QdrantTarget(chunk=limits)) if limits is not None:
+            return limits.value()
+    raise TypeError("an embed request with chunks was expected")
 
 
 def _passages(options: PlanOptions, sample: FileSample | None) -> Passages:

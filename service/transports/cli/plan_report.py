@@ -42,8 +42,8 @@ def duration(hours: float) -> str:
     """A time in hours, or in minutes or seconds if it is short."""
     for unit, size in (("hours", 1.0), ("minutes", 1 / 60)):
         if hours >= 2 * size:
-            return f"{hours / size:,.3g} {unit}" if hours < 1000 * size else f"{count(hours / size)} {unit}"
-    return f"{hours * 3600:.2g} seconds"
+            return f"{hours / size:.3g} {unit}" if hours < 999.5 * size else f"{count(hours / size)} {unit}"
+    return "less than 1 second" if hours * 3600 < 1 else counted(round(hours * 3600), "second")
 
 
 def show(result: Plan, sample: FileSample | None, console: Console) -> None:

@@ -7,7 +7,14 @@ from typing import Any, Final
 
 import click
 
-from service.transports.cli.file_options import chunk_options, files_argument, reading_options
+from service.transports.cli.file_options import (
+    check_chunks,
+    chunk_options,
+    files_argument,
+    pooling_option,
+    reading_options,
+    rejection_options,
+)
 from service.transports.cli.options import CONTEXT, Failure, configure_logs, examples, json_option, kinds_option
 
 _WITHOUT_VECTORS: Final = ("chunk_tokens", "chunk_overlap", "format", "encoding", "columns")
@@ -46,6 +53,7 @@ def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> A
     help="With --insert-only: do not compare points that exist with their lines; they may differ.",
 )
 @chunk_options
+@pooling_option
 @kinds_option("--vectors", default="those of the collection", help="Kinds of vectors to store")
 @click.option("--text-key", metavar="KEY", help="Payload key of the text.  [default: that of the collection]")
 @click.option("--defer-index", is_flag=True, help="Build the graph at the end even if the collection is in use.")
@@ -102,6 +110,7 @@ def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> A
     metavar="N",
     help="Rate of the model for --dry-run.  [default: measured]",
 )
+@rejection_options
 @reading_options
 @json_option
 @click.pass_obj
@@ -126,8 +135,7 @@ def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT00
     Exit status: 0 if every line is in the collection as it was given, 1 if some were rejected or replaced by later
     lines, differ from points that were kept, or the alias did not move, 2 if the load could not be finished.
     """
-    if options["chunk_overlap"] is not None and not options["chunk_tokens"]:
-        raise click.UsageError("--chunk-overlap needs --chunk-tokens")
+    check_chunks(options)
     if options["replace"] and options["insert_only"]:
         raise click.UsageError("--replace stores the last line of a point and --insert-only the first: leave out one")
     if options["tokens_per_s"] is not None and not options["dry_run"]:
@@ -158,7 +166,7 @@ def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT00
 
 def _check_vectors_in(options: dict[str, Any]) -> None:
     """Check that no option is for files without vectors."""
-    useless = next((name for name in _WITHOUT_VECTORS if options[name]), None)
+    useless = next((name for name in _WITHOUT_VECTORS if options[name] not in (None, ())), None)
     if useless is not None:
         raise click.UsageError(f"--{useless.replace('_', '-')} has no effect with --vectors-in; give it to embed")
     if len(options["text_fields"]) > 1:

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from service.transports.cli.file_options import chunk_options, files_argument, reading_options
+from service.transports.cli.file_options import (
+    check_chunks,
+    chunk_options,
+    files_argument,
+    pooling_option,
+    reading_options,
+    rejection_options,
+)
 from service.transports.cli.options import CONTEXT, configure_logs, examples, json_option, kinds_option
 
 
@@ -44,6 +51,8 @@ from service.transports.cli.options import CONTEXT, configure_logs, examples, js
     help="Size of a part in megabytes, beyond which the next line begins another one.",
 )
 @chunk_options
+@pooling_option
+@rejection_options
 @reading_options
 @json_option
 @click.pass_obj
@@ -58,8 +67,7 @@ def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT00
 
     Exit status: 0 if every line is embedded, 1 if some were rejected, 2 if the run could not be finished.
     """
-    if options["chunk_overlap"] is not None and not options["chunk_tokens"]:
-        raise click.UsageError("--chunk-overlap needs --chunk-tokens")
+    check_chunks(options)
     configure_logs()
     from service.transports.cli.embed import EmbedOptions, run
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from service.transports.cli.file_options import check_chunks, chunk_options, files_argument, reading_options
 from service.transports.cli.options import CONTEXT, configure_logs, examples, json_option, kinds_option
 
 _STORAGE_TYPES: Final = ("float32", "float16", "uint8", "turbo4")
@@ -15,9 +16,6 @@ _STORAGE_TYPES: Final = ("float32", "float16", "uint8", "turbo4")
 
 _QUANTIZED_TYPES: Final = ("none", "int8", "binary", "product-x16", "turbo4", "turbo2", "turbo1")
 """`service.planning.stored_vectors.QUANTIZED_TYPES`."""
-
-_FORMATS: Final = ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "text", "markdown", "html", "pdf")
-"""`service.bulk.formats.FORMATS`."""
 
 _UNITS: Final = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
@@ -54,10 +52,6 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in value.split(",")) if value else ()
-
-
 @click.command(
     "plan",
     context_settings=CONTEXT,
@@ -67,7 +61,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
         "MODEL_ID=mini bge-m3-qdrant plan passages.jsonl --chunk-tokens 512",
     ),
 )
-@click.argument("files", nargs=-1, metavar="[FILE...]")
+@files_argument
 @click.option("--passages", type=Count(), metavar="N", help="Number of passages: 250000, 50M, 1B.  [default: of files]")
 @click.option(
     "--tokens",
@@ -145,12 +139,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option("--gpu-hour-price", type=FiniteRange(0), metavar="PRICE", help="Price of one GPU hour.")
 @click.option("--ram-gb-month-price", type=FiniteRange(0), metavar="PRICE", help="Price of 1 GB of RAM for a month.")
 @click.option("--disk-gb-month-price", type=FiniteRange(0), metavar="PRICE", help="Price of 1 GB of disk for a month.")
-@click.option(
-    "--chunk-tokens", type=int, default=0, metavar="N", help="Cut the texts of files into chunks of at most N tokens."
-)
-@click.option(
-    "--chunk-overlap", type=int, default=0, metavar="N", help="Tokens that a chunk repeats of the previous one."
-)
+@chunk_options
 @click.option(
     "--sample-mb",
     type=click.IntRange(1, 100_000),
@@ -159,15 +148,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
     metavar="MB",
     help="Megabytes that are read of files.",
 )
-@click.option("--format", type=click.Choice(_FORMATS), help="Format of all files.  [default: that of each]")
-@click.option("--text-field", "text_fields", multiple=True, metavar="FIELD", help="Field of the text; may be repeated.")
-@click.option("--id-field", metavar="FIELD", help="Field of the id.  [default: id]")
-@click.option(
-    "--payload-fields",
-    callback=_names,
-    metavar="FIELD,...",
-    help="Fields of the payload.  [default: all others]",
-)
+@reading_options
 @json_option
 def command(as_json: bool, **options: Any) -> int:  # noqa: FBT001 - click passes it by name
     """Plan a collection: bytes per passage, RAM and disk of the server, nodes and shards, GPU hours, network, costs.
@@ -180,9 +161,8 @@ def command(as_json: bool, **options: Any) -> int:  # noqa: FBT001 - click passe
 
     Exit status: 0, or 2 if there is nothing to plan or a file is wrong.
     """
-    if options["chunk_overlap"] and not options["chunk_tokens"]:
-        raise click.UsageError("--chunk-overlap needs --chunk-tokens")
-    if options["chunk_tokens"] and not options["files"]:
+    check_chunks(options)
+    if options["chunk_tokens"] is not None and not options["files"]:
         raise click.UsageError("--chunk-tokens needs files; without them --tokens is the length of a chunk")
     configure_logs()
     from service.transports.cli.plan import PlanOptions, run
