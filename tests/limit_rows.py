@@ -112,9 +112,9 @@ ROWS: Final[Mapping[str, tuple[str, list[str]]]] = {
         ["service.operations.search:EXPLAINED_HITS_MAX", "service.operations.search:EXPLAINED_ROWS_HITS_MAX"],
     ),
     "points of a page, and ids of a read": ("{:n}", ["service.wire.read_requests:POINTS_MAX"]),
-    "a call of Qdrant Edge that cannot be divided": (
+    "a call of Qdrant Edge that cannot be divided: a fusion with ColBERT, or a filter and one point": (
         "{:s} by its estimate",
-        ["qdrant_sink.edge.searches:UNDIVIDED_MAX_S"],
+        ["qdrant_sink.edge.work:UNDIVIDED_MAX_S"],
     ),
     "a search in one batch to the store": (
         "{:n} numbers, {:n} hits and {:mb} of filters",
@@ -279,6 +279,8 @@ INTERNAL: Final[Mapping[str, tuple[str, ...]]] = {
         "qdrant_sink.edge.collection:FLUSH_LOCK_TIMEOUT_S",
         "qdrant_sink.edge.slices:WINDOW_MAX_POINTS",
         "qdrant_sink.edge.work:FILTER_RATES_MAX",
+        "qdrant_sink.edge.work:MEASURED_CONDITIONS_MAX",
+        "qdrant_sink.edge.work:MEASURED_WORDS_MAX_CHARACTERS",
         "qdrant_sink.searching.explain:TIE_COMBINATIONS_MAX",
         "qdrant_sink.searching.limits:SLICES_MAX",
         "qdrant_sink.searching.run:DEPTH_MAX",

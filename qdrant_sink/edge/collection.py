@@ -6,6 +6,7 @@ The shard is opened on first use. It may be closed between calls, and the next c
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,7 +33,7 @@ from qdrant_sink.edge.optimization import Optimization, Optimizer
 from qdrant_sink.edge.schema import collection_description, create_index, payload_indexes
 from qdrant_sink.edge.segments import clear_unfinished, count_unindexed
 from qdrant_sink.edge.settings import limit_threads, read_metadata, read_model, recover_config, update_metadata
-from qdrant_sink.edge.work import FilterRates, PairRate
+from qdrant_sink.edge.work import CALL_S, FilterRates, PairRate
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.schema import CollectionSchema, PayloadIndex
@@ -40,6 +41,12 @@ from qdrant_sink.schema_diff import CollectionDescription
 
 FLUSH_LOCK_TIMEOUT_S: Final = 1.0
 """Maximum time that a flush waits for a collection in use, so that it does not delay the other collections."""
+
+PAUSED_MIN_S: Final = CALL_S / 2
+"""Minimum time in seconds of a use after which the collection pauses."""
+
+PAUSE_SHARE: Final = 0.05
+"""Duration of the pause as a share of the time of the use."""
 
 
 def open_shard(directory: Path) -> edge.EdgeShard:
@@ -86,9 +93,17 @@ class EdgeCollection:
 
     @contextmanager
     def opened(self) -> Iterator[edge.EdgeShard]:
-        """Open the shard for exclusive use within the block, to read."""
+        """Open the shard for exclusive use within the block, to read.
+
+        A call of the engine holds the interpreter lock. After a long one there is a pause, without which the next one
+        would begin as soon as another thread has done a single step of what waits.
+        """
         with self._lock:
+            began = time.perf_counter()
             yield self._open_shard()
+            taken_s = time.perf_counter() - began
+            if taken_s > PAUSED_MIN_S:
+                time.sleep(PAUSE_SHARE * taken_s)
 
     @contextmanager
     def opened_to_write(self, *, size: int = 0, rewritten: int = 0) -> Iterator[edge.EdgeShard]:

@@ -16,7 +16,6 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Final
 
 import qdrant_edge as edge
 
@@ -26,13 +25,18 @@ from qdrant_sink.edge.collection import EdgeCollection
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.models import hit, payload_selector, query_request, sink_id, stored
 from qdrant_sink.edge.slices import resolved_filter, slice_of
-from qdrant_sink.edge.work import CALL_S, FIRST_PLANS, SPLIT_S, PairRate, pair_s, row_numbers
+from qdrant_sink.edge.work import (
+    CALL_S,
+    FIRST_PLANS,
+    SPLIT_S,
+    UNDIVIDED_MAX_S,
+    PairRate,
+    pair_s,
+    row_numbers,
+)
 from qdrant_sink.filters import parse_filter
 from qdrant_sink.points import PointId
 from qdrant_sink.searching.plan import Branch, Hit, Nearest, Plan, Traversal
-
-UNDIVIDED_MAX_S: Final = 2.0
-"""Maximum estimated time in seconds of the only search that cannot be split: a fusion with a colbert branch."""
 
 
 def search(collection: EdgeCollection, plans: Sequence[Plan], rate: PairRate) -> list[list[Hit]]:

@@ -16,10 +16,11 @@ from typing import Final, TypeVar
 import qdrant_edge as edge
 
 from embedder.cancellation import check_cancelled
+from embedder.errors import InvalidRequest
 from qdrant_sink.edge.collection import EdgeCollection
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.filters import edge_filter
-from qdrant_sink.edge.work import CALL_S, SPLIT_S
+from qdrant_sink.edge.work import CALL_S, SPLIT_S, UNDIVIDED_MAX_S, FilterRates, beginning, filter_point_s
 from qdrant_sink.filters import Filter, ParsedFilter, parse_filter
 
 T = TypeVar("T")
@@ -187,11 +188,37 @@ def _counting_s(shard: edge.EdgeShard, condition: edge.Filter) -> float:
     return time.perf_counter() - began
 
 
+def _check_point_s(shard: edge.EdgeShard, where: ParsedFilter, rates: FilterRates) -> None:
+    """Compare one point with the beginning of a long filter, and refuse the filter if the whole takes too long.
+
+    Raises:
+        InvalidRequest: a single point takes more than `UNDIVIDED_MAX_S` by the estimate.
+    """
+    part = where.converted(beginning)
+    if part is where or (rates.knows(where) and rates.seconds(where) <= UNDIVIDED_MAX_S):
+        return
+    records, _ = _ids(shard, 1, None)
+    condition = edge_filter(part)
+    fixed_s = _counting_s(shard, _among((), condition))
+    point_s = max(0.0, _counting_s(shard, _among(records, condition)) - fixed_s)
+    point_s *= where.converted(filter_point_s) / part.converted(filter_point_s)
+    if point_s > UNDIVIDED_MAX_S:
+        raise InvalidRequest(
+            f"filter: must compare a point within {UNDIVIDED_MAX_S:g} seconds in the embedded store, got "
+            f"{point_s:.1f} by an estimate; use fewer conditions and words on large payloads, or a Qdrant server"
+        )
+
+
 def _measured(collection: EdgeCollection, where: ParsedFilter) -> int:
-    """Measure a filter on a few points if its keys are new, and return the number of points."""
+    """Measure a filter on a few points if its keys are new, and return the number of points.
+
+    Raises:
+        InvalidRequest: a single point takes too long.
+    """
     rates = collection.filter_rates
     with collection.opened() as shard, mapped("filter"):
         points = shard.info().points_count
+        _check_point_s(shard, where, rates)
         if points == 0 or rates.knows(where):
             return points
         condition = edge_filter(where)

@@ -9,7 +9,7 @@ takes depends on the payloads, so that its time is measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from qdrant_sink.filters import ParsedFilter
@@ -39,8 +39,26 @@ TEXT_CHARACTER_S: Final = 2.5e-8
 POLYGON_POINT_S: Final = 3e-9
 """Estimated seconds per point and vertex of a polygon."""
 
+MEASURED_CONDITIONS_MAX: Final = 4
+"""Maximum number of conditions of a filter that is compared with a point before its time is known.
+
+A single one that looks for words in a text of 4 MB takes 100 ms and more.
+"""
+
+MEASURED_WORDS_MAX_CHARACTERS: Final = 64
+"""Maximum length of the words in each of these conditions in characters."""
+
 FILTER_RATES_MAX: Final = 256
 """Maximum number of sets of payload keys of a collection whose filters' times are remembered."""
+
+
+UNDIVIDED_MAX_S: Final = 2.0
+"""Maximum estimated time in seconds of a call that cannot be split: a fusion with a colbert branch, or the comparison
+of a filter with one point.
+"""
+
+_CLAUSES: Final = ("must", "should", "must_not")
+_WORDS: Final = ("text", "text_any", "phrase")
 
 
 class PairRate:
@@ -111,7 +129,7 @@ def _keys(part: Mapping[str, Any], path: str) -> Iterator[str]:
     nested = part.get("nested")
     if nested is not None:
         yield from _keys(nested["filter"], f"{path}{nested['key']} ")
-    for name in ("must", "should", "must_not"):
+    for name in _CLAUSES:
         for condition in part.get(name, ()):
             yield from _keys(condition, path)
     for condition in part.get("min_should", {}).get("conditions", ()):
@@ -128,11 +146,58 @@ def _condition_s(part: Mapping[str, Any]) -> float:
         nested = part.get("nested")
         if nested is not None:
             return _condition_s(nested["filter"])
-        clauses = [part.get(name, ()) for name in ("must", "should", "must_not")]
+        clauses = [part.get(name, ()) for name in _CLAUSES]
         clauses.append(part.get("min_should", {}).get("conditions", ()))
         return CONDITION_S + sum(_condition_s(condition) for conditions in clauses for condition in conditions)
-    words = sum(len(value) for name, value in part.get("match", {}).items() if name in ("text", "text_any", "phrase"))
+    words = sum(len(value) for name, value in part.get("match", {}).items() if name in _WORDS)
     polygon = part.get("geo_polygon", {})
     rings = [polygon["exterior"], *polygon.get("interiors", ())] if polygon else []
     points = sum(len(ring["points"]) for ring in rings)
     return CONDITION_S + words * TEXT_CHARACTER_S + points * POLYGON_POINT_S
+
+
+def beginning(where: ParsedFilter) -> ParsedFilter:
+    """Return a filter of the first conditions of this one, with few words; itself if it is as short."""
+    first = _Beginning()
+    part = first.of(where)
+    return ParsedFilter(part) if first.is_shorter else where
+
+
+class _Beginning:
+    """The first conditions of a filter.
+
+    Attributes:
+        is_shorter: whether conditions, or words of one, were left out.
+    """
+
+    def __init__(self) -> None:
+        self.is_shorter = False
+        self._left = MEASURED_CONDITIONS_MAX
+
+    def of(self, part: Mapping[str, Any]) -> Mapping[str, Any]:
+        if "nested" in part:
+            return {"nested": {**part["nested"], "filter": self.of(part["nested"]["filter"])}}
+        if part and "min_should" not in part and not any(name in part for name in _CLAUSES):
+            self._left -= 1
+            return self._with_few_words(part)
+        first: dict[str, Any] = {name: self._those(part[name]) for name in _CLAUSES if name in part}
+        if "min_should" in part:
+            first["min_should"] = {**part["min_should"], "conditions": self._those(part["min_should"]["conditions"])}
+        return first
+
+    def _those(self, conditions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        kept: list[Mapping[str, Any]] = []
+        for condition in conditions:
+            if not self._left:
+                self.is_shorter = True
+                break
+            kept.append(self.of(condition))
+        return kept
+
+    def _with_few_words(self, condition: Mapping[str, Any]) -> Mapping[str, Any]:
+        match = condition.get("match", {})
+        words = {name: value[:MEASURED_WORDS_MAX_CHARACTERS] for name, value in match.items() if name in _WORDS}
+        if all(match[name] == value for name, value in words.items()):
+            return condition
+        self.is_shorter = True
+        return {**condition, "match": {**match, **words}}
