@@ -50,6 +50,10 @@ ROWS: Final[Mapping[str, tuple[str, list[str]]]] = {
     "shutdown": ("{:s}", ["setting:shutdown_grace_s"]),
     "body over HTTP, as sent and decompressed": ("{:mb}", ["service.transports.http.body:BODY_MAX_BYTES"]),
     "body of `/qdrant/inference`": ("{:n} MB", ["setting:inference_max_request_mb"]),
+    "bodies of `/qdrant/inference` that may have the key, all together": (
+        "{:part} of `MEMORY_BUDGET_MB`, or one body",
+        ["service.transports.http.inference_key:UNPROVEN_DIVISOR"],
+    ),
     "input of a job of the queue": ("{:mb} (RunPod's limit)", ["service.wire.codec:_JOB_MAX_BYTES"]),
     "pause within a body": ("{:s}", ["service.transports.http.body:BODY_PART_TIMEOUT_S"]),
     "time for a whole body": ("{:s}", ["service.transports.http.body:BODY_TIMEOUT_S"]),

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from embedder import Embedder, Outputs
 from service.operations import Operations
 from service.settings import Settings
+from service.transports.http import inference_key
 from service.wire.qdrant_inference import INFERENCE, token_in
 from tests.embedder.oracle import TOLERANCE
+from tests.hostile.raw_client import RawClient, head
 from tests.service import client as wire
 from tests.service.client import ENVIRONMENT, PATIENCE, Client, Json, until
 from tests.service.conftest import Serve
@@ -243,6 +245,27 @@ def test_a_request_without_the_key_is_refused(http: httpx.Client, token: Any) ->
     )
     for more in elsewhere:
         assert "the key is missing or wrong" in refused(post(http, [wanted("a")], token=None, **more), 401)
+
+
+def test_bodies_without_a_key_leave_the_memory_of_others(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients whose key is to follow in the body share a part of the memory, which others do not need."""
+    monkeypatch.setattr(inference_key, "UNPROVEN_DIVISOR", 10**9)
+    own = {"API_KEY": KEY, "SERVED_MODEL_NAME": MODEL, "INFERENCE_MAX_REQUEST_MB": "1"}
+    settings = Settings.from_environment({**ENVIRONMENT, **own})
+    begun = head("POST", INFERENCE, "Content-Type: application/json", "Content-Length: 1000000") + b" " * 900_000
+    inputs = [wanted("word " * 30_000)]
+    with Served(Operations(settings, embedder)) as served, served.client() as http:
+        with RawClient(served.port) as first:
+            first.send(begun)
+
+            def second() -> httpx.Response:
+                return http.post(INFERENCE, content=b" " * 150_000, headers={"Content-Type": "application/json"})
+
+            asyncio.run(until(lambda: second().status_code == 429))  # when the first one has been read
+            assert "at most 1000000 bytes together" in refused(second(), 429)
+            good(post(http, inputs, params={"key": KEY}))
+        asyncio.run(until(lambda: served.running[INFERENCE] == 0))
+        good(post(http, inputs))
 
 
 def test_a_token_of_an_object_inside_is_not_the_key(http: httpx.Client) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, Final
 
@@ -75,7 +75,13 @@ class Received:
 
 
 async def read_body(
-    request: Request, memory: Reservation, *, max_bytes: int, max_nodes: int, part_timeout_s: float
+    request: Request,
+    memory: Reservation,
+    *,
+    max_bytes: int,
+    max_nodes: int,
+    part_timeout_s: float,
+    also: Callable[[int], None] | None = None,
 ) -> Received:
     """Read the body of a request, and decompress it.
 
@@ -85,6 +91,7 @@ async def read_body(
         max_bytes: maximum size of the body, before and after it is decompressed.
         max_nodes: maximum number of values and field names in the body.
         part_timeout_s: maximum wait for the next part of the body.
+        also: called with the size of each part before it is kept; an error ends the reading. None for nothing.
 
     Raises:
         NotJson: the content type is not JSON. Browsers send JSON to another site only with that site's consent.
@@ -98,6 +105,12 @@ async def read_body(
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise NotJson(f"Content-Type must be application/json, got {_shown_kind(kind)}")
+
+    def hold(size: int) -> None:
+        if also is not None:
+            also(size)
+        memory.grow(size)
+
     decoder = Decoder.of(", ".join(request.headers.getlist("content-encoding")), max_bytes)
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal() or int(announced) > max_bytes:
@@ -110,19 +123,19 @@ async def read_body(
         if size > max_bytes:
             raise BodyTooLarge(f"the body must have at most {max_bytes} bytes, got more")
         if decoder is None:
-            memory.grow(len(part))
+            hold(len(part))
             content[start:size] = part  # at the end, where nothing is announced
         else:
             threads = QUICK if len(part) <= _QUICK_PART_MAX_BYTES else BODIES
-            await threads.run(partial(_decompress, decoder, part, content, memory))
+            await threads.run(partial(_decompress, decoder, part, content, hold))
     if decoder is not None:
         decoder.check_complete()
     return Received(content, memory, JsonLimits.of(max_nodes, max_bytes))
 
 
-def _decompress(decoder: Decoder, part: bytes, content: bytearray, memory: Reservation) -> None:
+def _decompress(decoder: Decoder, part: bytes, content: bytearray, hold: Callable[[int], None]) -> None:
     for piece in decoder.pieces(part):
-        memory.grow(len(piece))
+        hold(len(piece))
         content += piece
 
 

@@ -6,11 +6,15 @@ included. So the key may be there, beside the two headers that other clients use
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from starlette.requests import Request
 
+from embedder import Overloaded
 from service.logs import CALLER
+from service.memory_budget import MemoryBudget, Reservation
 from service.settings import Settings
 from service.wire.errors import Unauthorized
 from service.wire.qdrant_inference import token_in
@@ -21,15 +25,22 @@ _MESSAGE: Final = (
 )
 
 
+UNPROVEN_DIVISOR: Final = 8
+"""Part of `MEMORY_BUDGET_MB` that bodies may take together before their key is known: one eighth."""
+
+
 class InferenceKey:
     """Checks the key of requests to `/qdrant/inference`.
 
     Args:
         settings: the settings.
+
     """
 
     def __init__(self, settings: Settings) -> None:
         self._keys = settings.api_key
+        size_bytes = max(settings.inference_max_request_bytes, settings.memory_budget_bytes // UNPROVEN_DIVISOR)
+        self._unproven = MemoryBudget(size_bytes)
 
     def is_outside_body(self, request: Request) -> bool:
         """Whether no key is needed, or the key is in a header or in the address."""
@@ -38,6 +49,30 @@ class InferenceKey:
         if scheme.lower() == "bearer":
             sent.append(bearer.strip())
         return self._keys is None or any(self._matches(key) for key in sent)
+
+    @contextmanager
+    def awaited(self) -> Iterator[Callable[[int], None]]:
+        """Bound the memory of a body that may have the key, and of all such bodies together, until the block ends.
+
+        Yields:
+            What must be called with the size of each part before it is kept. It raises `Overloaded` if there is no
+            room, so that clients without the key do not take the memory of others.
+        """
+        reservation = Reservation(self._unproven)
+
+        def grow(size_bytes: int) -> None:
+            try:
+                reservation.grow(size_bytes)
+            except Overloaded as error:
+                raise error.saying(
+                    f"bodies that may have the key must take at most {self._unproven.total_bytes} bytes together (an "
+                    "eighth of MEMORY_BUDGET_MB), got more; retry later, or send the key in the address or a header"
+                ) from None
+
+        try:
+            yield grow
+        finally:
+            reservation.release()
 
     def check_bytes(self, body: bytes | bytearray) -> None:
         """Refuse a body without the key before it is parsed, which can take many times its size of memory.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Final
 
@@ -265,11 +266,12 @@ class _Endpoints:
         max_bytes = self._state.settings.inference_max_request_bytes
         is_known = self._inference_key.is_outside_body(request)
         with codec.core.memory.joined() as memory:
-            try:
-                received = await self._received(request, memory, max_bytes)
-            except BodyTooLarge as error:
-                remedy = "(INFERENCE_MAX_REQUEST_MB); send fewer points in a request"
-                raise error.saying(f"{error.message} {remedy}") from None
+            with nullcontext() if is_known else self._inference_key.awaited() as also:
+                try:
+                    received = await self._received(request, memory, max_bytes, also)
+                except BodyTooLarge as error:
+                    remedy = "(INFERENCE_MAX_REQUEST_MB); send fewer points in a request"
+                    raise error.saying(f"{error.message} {remedy}") from None
             if not is_known:
                 self._inference_key.check_bytes(received.content)
             raw = await received.parsed()
@@ -367,13 +369,16 @@ class _Endpoints:
             received.discard()
             return response(await work(codec, raw))
 
-    async def _received(self, request: Request, memory: Reservation, max_bytes: int) -> Received:
+    async def _received(
+        self, request: Request, memory: Reservation, max_bytes: int, also: Callable[[int], None] | None = None
+    ) -> Received:
         return await read_body(
             request,
             memory,
             max_bytes=max_bytes,
             max_nodes=self._state.settings.json_max_nodes,
             part_timeout_s=self._body_part_timeout_s,
+            also=also,
         )
 
 
