@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
 import socket
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -26,7 +29,8 @@ from service.wire.json_limits import JSON_MAX_DEPTH, JsonLimits
 from service.wire.json_parts import parse_json
 from service.wire.json_scan import PORTION_BYTES, scan
 from service.wire.json_values import size_of
-from tests.service.client import ENVIRONMENT, PATIENCE
+from tests.hostile.raw_client import RawClient, head
+from tests.service.client import ENVIRONMENT, PATIENCE, until
 from tests.service.served import Served
 
 NO_LIMITS: Final = JsonLimits(10**12, 10**15)
@@ -67,6 +71,10 @@ def outcome(parse: Callable[[], Any]) -> str:
 def refuse_constant(name: str) -> None:
     """Refuse what Python's parser takes beside JSON."""
     raise ValueError(name)
+
+
+ANNOUNCED: Final = 20
+"""Number of clients that announce a body."""
 
 
 @given(value=values, style=styles, portion=portions, mark=st.booleans())
@@ -250,6 +258,22 @@ def test_a_body_takes_memory_as_it_arrives(served: Served, operations: Operation
     for connection in (*liars, half):
         connection.close()
     wait_for(lambda: operations.memory.reserved_bytes == 0)
+
+
+def test_a_body_that_is_announced_takes_no_memory(served: Served) -> None:
+    """Clients that announce a body of 29 MB each, and send a byte of it, do not make the worker hold its memory."""
+    begun = head("POST", "/embed", "Content-Type: application/json", "Content-Length: 29000000") + b"{"
+    with ExitStack() as clients:
+        before = resident_bytes()
+        for _ in range(ANNOUNCED):
+            clients.enter_context(RawClient(served.port)).send(begun)
+        asyncio.run(until(lambda: served.running["/embed"] == ANNOUNCED))
+        assert resident_bytes() - before < ANNOUNCED * 2_000_000
+
+
+def resident_bytes() -> int:
+    """The resident memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_bodies_together_are_bounded(served: Served, operations: Operations) -> None:

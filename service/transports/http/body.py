@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import re
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -115,8 +116,7 @@ async def read_body(
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal() or int(announced) > max_bytes:
         raise BodyTooLarge(f"the body must have at most {max_bytes} bytes, got {announced[:20]}")
-    # Bodies that grow beside each other would leave holes in the heap, which are not given back.
-    content, size = bytearray(int(announced) if decoder is None else 0), 0
+    content, size = _unwritten(int(announced) if decoder is None else 0), 0
     stream, deadline = request.stream(), asyncio.get_running_loop().time() + BODY_TIMEOUT_S
     while (part := await _next(stream, part_timeout_s, deadline)) is not None:
         start, size = size, size + len(part)
@@ -130,7 +130,21 @@ async def read_body(
             await threads.run(partial(_decompress, decoder, part, content, hold))
     if decoder is not None:
         decoder.check_complete()
+        size = len(content)
+    del content[size:]  # never what was in the memory before
     return Received(content, memory, JsonLimits.of(max_nodes, max_bytes))
+
+
+def _unwritten(size: int) -> bytearray:
+    """A bytearray of any content, whose memory is taken as it is written.
+
+    Bodies that grow beside each other would leave holes in the heap, which are not given back. `bytearray(size)` writes
+    zeros, so that a client takes the memory of a body that it has only announced.
+    """
+    new = ctypes.pythonapi.PyByteArray_FromStringAndSize
+    new.argtypes, new.restype = (ctypes.c_char_p, ctypes.c_ssize_t), ctypes.py_object
+    content: bytearray = new(None, size)
+    return content
 
 
 def _decompress(decoder: Decoder, part: bytes, content: bytearray, hold: Callable[[int], None]) -> None:
