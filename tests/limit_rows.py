@@ -194,6 +194,10 @@ ROWS: Final[Mapping[str, tuple[str, list[str]]]] = {
         ["service.operations.ingest:SENDING_MAX_BYTES"],
     ),
     "collections of Qdrant Edge that are open": ("{:n}", ["qdrant_sink.edge.store:OPEN_COLLECTIONS_MAX"]),
+    "runs of loads and shards into a collection that is not finished": (
+        "{:n}",
+        ["service.operations.ongoing_load:RECORDS_MAX"],
+    ),
     "shards of a bulk load": ("{:n}", ["qdrant_sink.loading.shard:SHARDS_MAX"]),
     "line of a bulk load": ("{:mb}", ["service.bulk.raw_lines:LINE_MAX_BYTES"]),
     "text, Markdown or HTML file of a bulk load": ("{:mb}", ["service.bulk.whole_file:TEXT_FILE_MAX_BYTES"]),

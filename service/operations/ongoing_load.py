@@ -43,6 +43,11 @@ INDEX_TIMEOUT_S: Final = 24 * 3600.0
 POLL_INTERVAL_S: Final = 0.5
 """Time between two looks at the records of other loads, while this one waits for them."""
 
+RECORDS_MAX: Final = 5000
+"""Maximum records in a collection with which a run of a load begins. There is one of each run until the collection is
+finished, and every step reads all of them.
+"""
+
 CLAIMS_MAX: Final = 20
 """Attempts to write the first record of a load and to read it again, before the server counts as one without records.
 """
@@ -110,10 +115,11 @@ class OngoingLoad:
             Whether the load may store lines; False if it was stopped.
 
         Raises:
-            InvalidRequest: another run of the same load is under way.
+            InvalidRequest: another run of the same load is under way, or too many loads are recorded.
             WorkerError: the store fails.
         """
         alias_from = await self._store.patient_call(self._ensured)
+        await self._check_count()
         self._steps = replace(self._steps, record=replace(self._steps.record, alias_from=alias_from))
         try:
             await self._run(stopping)
@@ -126,6 +132,14 @@ class OngoingLoad:
                 "--load-id if it is another one"
             )
         return self._steps.step is Step.LOADING
+
+    async def _check_count(self) -> None:
+        count = len(await self._read())
+        if count >= RECORDS_MAX:
+            raise InvalidRequest(
+                f"loadId: a collection must have at most {RECORDS_MAX} records of loads, got {count}; finish it, or "
+                "give loads up with --drop-load"
+            )
 
     @asynccontextmanager
     async def alive(self, lost: Callable[[WorkerError], None]) -> AsyncIterator[None]:

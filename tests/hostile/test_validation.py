@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from embedder import InvalidRequest, NotFound
 from service.wire.errors import IDS_MAX, error_answer
 from service.wire.fields import Limits
+from service.wire.load_requests import LoadRequest
 from service.wire.openai import openai_error
 from service.wire.openai_requests import EmbeddingsRequest, QueueJob, parse_embeddings
 from service.wire.parsing import completed, parse, validated
@@ -45,6 +46,7 @@ JOBS: Final = (
     ScoreRequest,
     ReadPointsRequest,
     CollectionsRequest,
+    LoadRequest,
 )
 
 VALID: Final[list[tuple[type[BaseModel], dict[str, Any]]]] = [
@@ -56,6 +58,7 @@ VALID: Final[list[tuple[type[BaseModel], dict[str, Any]]]] = [
     (ScoreRequest, {"operation": "score", "pairs": [["a", "b"]]}),
     (ReadPointsRequest, {"operation": "points", "orderBy": {"key": "k"}}),
     (CollectionsRequest, {"operation": "collections"}),
+    (LoadRequest, {"operation": "load", "action": "begin", "collection": "c"}),
     (EmbeddingsRequest, {"input": "a"}),
     (QueueJob, {"openai_route": "/v1/embeddings"}),
     (RerankRequest, {"query": "a", "documents": ["b"]}),

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from embedder import InvalidRequest
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.loading import records_of
-from service.operations import LoadRequest, Operations
+from service.operations import LoadRequest, Operations, ongoing_load
 from service.settings import Settings
 from tests.command_line import Ended, invoke
 from tests.service.test_bulk_together import of, operations
@@ -64,6 +65,20 @@ def test_a_finish_waits_for_missing_lines_until_they_are_given_up(folder: Path) 
     with closing(EdgeStore(folder)) as store:
         assert store.aliases() == {"live": "notes", "next": "notes"}
         assert records_of(store.metadata("notes")) == {}
+
+
+def test_the_records_of_a_collection_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit no further run of a load begins, whatever its name, and giving one up makes room."""
+    monkeypatch.setattr(ongoing_load, "RECORDS_MAX", 3)
+    with closing(EdgeStore(folder)) as store, closing(operations(store)) as core:
+        for load in ("first", "second", "first"):
+            interrupted(core, load)
+        for load in ("first", "third"):
+            with pytest.raises(InvalidRequest, match=r"at most 3 records of loads, got 3; .*--drop-load"):
+                interrupted(core, load)
+        asyncio.run(core.loads.forget("notes", "second", lambda _text: None))
+        interrupted(core, "third")
+        assert len(records_of(store.metadata("notes"))) == 3
 
 
 def test_a_finish_without_an_alias_is_a_success(folder: Path) -> None:
