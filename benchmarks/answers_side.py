@@ -207,12 +207,13 @@ class Server:
 
     def __init__(self, application: Any) -> None:
         from service.transports.http.connections import ConnectionLimits, Connections
+        from service.transports.http.gate import ErrorResponses
         from service.transports.http.uvicorn_server import UvicornServer
 
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port: int = self._listener.getsockname()[1]
-        self._server = UvicornServer(application, Connections(ConnectionLimits()), grace_s=30.0)
+        self._server = UvicornServer(application, Connections(ConnectionLimits(), ErrorResponses()), grace_s=30.0)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 

@@ -33,6 +33,13 @@ from qdrant_sink import (
     StoreUnavailable,
     Superseded,
 )
+from service.connection_errors import (
+    BodyStalled,
+    HeadStalled,
+    HeadTooLarge,
+    TargetTooLong,
+    TooManyConnections,
+)
 from service.operations import IngestFailed
 
 
@@ -62,26 +69,6 @@ class MethodNotAllowed(InvalidRequest):
     """The path does not support the method."""
 
 
-class BodyStalled(InvalidRequest):
-    """The client stopped sending in the middle of the request body."""
-
-    retryable = True
-
-
-class HeadStalled(InvalidRequest):
-    """The client stopped sending in the middle of the head of a request."""
-
-    retryable = True
-
-
-class HeadTooLarge(InvalidRequest):
-    """The head of the request has too many bytes or too many headers."""
-
-
-class TargetTooLong(InvalidRequest):
-    """The target of the request, which is its path and its query, is too long."""
-
-
 class WrongHost(InvalidRequest):
     """The request names a host that this worker does not answer for."""
 
@@ -100,10 +87,6 @@ class NotJson(InvalidRequest):
 
 class UnknownCoding(InvalidRequest):
     """The request body is compressed in a way that is not understood."""
-
-
-class TooManyConnections(Overloaded):
-    """The HTTP server has as many connections as it may have."""
 
 
 class Loading(Overloaded):

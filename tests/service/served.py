@@ -15,6 +15,7 @@ from service.operations import Operations
 from service.settings import Settings
 from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S
 from service.transports.http.connections import ConnectionLimits, Connections
+from service.transports.http.gate import ErrorResponses
 from service.transports.http.routes import application
 from service.transports.http.state import ServerState
 from service.transports.http.uvicorn_server import UvicornServer
@@ -53,7 +54,7 @@ class Served:
         self.port = int(self._listener.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self.connections = Connections(
-            limits or ConnectionLimits.of(own), lambda: operations.metrics if operations else None
+            limits or ConnectionLimits.of(own), ErrorResponses(), lambda: operations.metrics if operations else None
         )
         app = application(self._state, body_max_bytes=body_max_bytes, body_part_timeout_s=body_part_timeout_s)
         self._server = UvicornServer(app, self.connections, grace_s=PATIENCE / 2)

@@ -42,22 +42,24 @@ from qdrant_sink import (
     Superseded,
 )
 from qdrant_sink.errors import AnswerTooLarge, PointMissing
+from service.connection_errors import (
+    BodyStalled,
+    HeadStalled,
+    HeadTooLarge,
+    TargetTooLong,
+    TooManyConnections,
+)
 from service.operations import IngestFailed, IngestReport, RejectedPoint
 from service.wire import CODES, error_answer
 from service.wire.codec import render_error
 from service.wire.errors import (
-    BodyStalled,
     BodyTooLarge,
     ForeignOrigin,
-    HeadStalled,
-    HeadTooLarge,
     Loading,
     MethodNotAllowed,
     NotJson,
     ResponseTooLarge,
     ShuttingDown,
-    TargetTooLong,
-    TooManyConnections,
     Unauthorized,
     UnknownCoding,
     UnknownPath,

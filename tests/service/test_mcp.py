@@ -418,6 +418,19 @@ def test_starting_needs_neither_a_model_nor_a_store(served: Served, tmp_path: Pa
     assert file.read_text(encoding="utf-8") == "none"
 
 
+def test_http_needs_no_further_package() -> None:
+    """The packages that the page names are enough to serve over HTTP as well."""
+    program = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({not_named_by_the_page()!r}))\n"
+        "import service.transports.mcp.streamable_http\n"
+        f"print(' '.join(name for name in {LOADING!r} if sys.modules.get(name)) or 'none')\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment(), cwd=ROOT)
+    assert (done.stdout.strip(), done.stderr) == ("none", "")
+
+
 def not_named_by_the_page() -> list[str]:
     """The modules of the service's dependencies that `pip install` does not bring without them, as the page has it."""
     page = (ROOT / "docs" / "mcp.md").read_text(encoding="utf-8")

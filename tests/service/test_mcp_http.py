@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from service.api_keys import ApiKeys
 from service.transports.mcp.run import McpOptions, tool_server
 from service.transports.mcp.streamable_http import REQUEST_MAX_BYTES, HttpOptions
 from tests.command_line import invoke
+from tests.hostile.raw_client import RawClient
 from tests.service.mcp_sessions import Session, listening
 
 KEY = "open-barley"
@@ -83,6 +85,26 @@ def test_the_key_opens_a_session(address: str) -> None:
 def test_a_page_of_another_site_cannot_use_the_port(address: str, headers: dict[str, str], status: int) -> None:
     """Only names of this machine and those that the operator allows are answered, as host and as origin."""
     assert posted(address, Authorization=f"Bearer {KEY}", **headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /mcp HTTP/1.1\r\n" + b"x: y\r\n" * 10_000, 431),
+        (b"GET /" + b"x" * 100_000, 431),
+        (b"GET /mcp HTTP/1.1\r\n" + b"x: y\r\n" * 300 + b"\r\n", 431),
+        (b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 414),
+        (b"\x16\x03\x01\x02\x00\x01" + b"\x00" * 1000 + b"\n", 400),
+    ],
+)
+def test_a_client_without_a_key_is_bounded(address: str, sent: bytes, status: int) -> None:
+    """What a client sends before its key is known has the bounds of the worker's own port, and the rest is not kept."""
+    with RawClient(int(address.removeprefix("http://").partition("/")[0].partition(":")[2])) as client:
+        client.send_up_to(sent, len(sent))
+        answer = client.answer()
+    assert answer.status == status
+    assert set(json.loads(answer.body)) == {"error"}
+    assert posted(address).status_code == 401
 
 
 def test_a_large_request_is_refused(address: str) -> None:

@@ -12,10 +12,11 @@ from typing import Any, Final
 from starlette.requests import Request
 
 from embedder import BODIES, QUICK, Threads
+from service.connection_errors import BodyStalled
 from service.memory_budget import Reservation
 from service.transports.http.decoder import Decoder
 from service.validation import shown
-from service.wire.errors import BodyStalled, BodyTooLarge, NotJson
+from service.wire.errors import BodyTooLarge, NotJson
 from service.wire.json_limits import JsonLimits
 from service.wire.json_parts import parse_json
 from service.wire.json_scan import scan

@@ -20,12 +20,10 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from embedder import InvalidRequest, WorkerError
+from embedder.errors import InvalidRequest, WorkerError
+from service.connection_errors import BodyStalled, HeadStalled, HeadTooLarge, TargetTooLong, TooManyConnections
 from service.transports.http.connections import PROGRESS_MIN_BYTES, Activity, Connections
-from service.transports.http.gate import error_response
 from service.transports.http.refusals import Reason
-from service.wire import error_answer, error_reply
-from service.wire.errors import BodyStalled, HeadStalled, HeadTooLarge, TargetTooLong, TooManyConnections
 
 HEAD_MAX_BYTES: Final = 32_768
 """Maximum head of a request: its first line and its headers. The trailers and the head of a chunk have the same."""
@@ -316,7 +314,7 @@ class Connection(H11Protocol):
             if error is None:
                 await self._application(scope, receive, send_to_client)
             else:
-                await error_response(error, scope["path"])(scope, receive, send_to_client)
+                await self._registry.answers.response(error, scope["path"])(scope, receive, send_to_client)
         except asyncio.CancelledError:
             if not self._is_over:
                 raise
@@ -401,7 +399,7 @@ class Connection(H11Protocol):
             self.abort()
             return
         self.flow.resume_reading()
-        self.transport.write(_response(error))
+        self.transport.write(_response(*self._registry.answers.raw(error)))
         with suppress(OSError):  # the client has reset the connection, which the event loop has not said yet
             self.transport.write_eof()
 
@@ -429,12 +427,11 @@ def _headers_in(begun: bytes) -> int:
     return count - 1
 
 
-def _response(error: WorkerError) -> bytes:
+def _response(status: int, body: bytes) -> bytes:
     """The response for an error that is sent without the application, and closes the connection."""
-    answer = error_reply(error, error_answer)
     head = (
-        f"HTTP/1.1 {answer.status} {http.HTTPStatus(answer.status).phrase}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(answer.body)}\r\n"
+        f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
         "x-content-type-options: nosniff\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"
     )
-    return head.encode("ascii") + answer.body
+    return head.encode("ascii") + body

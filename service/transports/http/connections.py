@@ -7,14 +7,19 @@ import resource
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
+from starlette.types import ASGIApp
+
+from embedder.errors import WorkerError
 from service.memory_plan import Part
-from service.metrics import Metrics
-from service.settings import Settings
-from service.transports.http.gate import PROBES
+from service.transports.http.paths import PROBES
 from service.transports.http.refusals import Reason, Refusals
 from service.transports.http.turns import Turns
+
+if TYPE_CHECKING:
+    from service.metrics import Metrics
+    from service.settings import Settings
 
 CONNECTION_BYTES: Final = 524_288
 """Maximum memory of a connection in bytes: what it has sent and nobody has read, one read, and its buffer of answers.
@@ -158,21 +163,38 @@ class Client(Protocol):
         """Close the connection now, whatever is under way."""
 
 
+class Answers(Protocol):
+    """How a server answers clients that it refuses."""
+
+    def raw(self, error: WorkerError) -> tuple[int, bytes]:
+        """The status and the JSON of an error."""
+        ...
+
+    def response(self, error: WorkerError, path: str) -> ASGIApp:
+        """The application that answers a request for a path with an error."""
+        ...
+
+
 class Connections:
     """The open connections of a server. All methods must be called in its event loop.
 
     Args:
         limits: the bounds.
+        answers: how clients are refused.
         metrics: returns the metrics; None while the model loads.
 
     Attributes:
+        answers: how clients are refused.
         is_stopping: whether the server shuts down, so that clients that have stopped are cut soon.
         cut: the connections that a shutdown has closed in the middle of something, by what it was.
         turns: the turns of bodies in chunks.
     """
 
-    def __init__(self, limits: ConnectionLimits, metrics: Callable[[], Metrics | None] = lambda: None) -> None:
+    def __init__(
+        self, limits: ConnectionLimits, answers: Answers, metrics: Callable[[], Metrics | None] = lambda: None
+    ) -> None:
         self.limits = limits
+        self.answers = answers
         self.is_stopping = False
         self.cut: Counter[Activity] = Counter()
         self.turns = Turns()

@@ -21,9 +21,9 @@ from service.error_frames import forget_frames
 from service.logs import CALLER, REQUEST_ID
 from service.transports.http.cors import Cors
 from service.transports.http.hosts import Hosts, check_origin
-from service.transports.http.paths import normalized
+from service.transports.http.paths import PROBES, normalized
 from service.transports.http.state import ServerState
-from service.wire import Answer, error_form, error_reply
+from service.wire import Answer, error_answer, error_form, error_reply
 from service.wire.body import Body
 from service.wire.errors import ShuttingDown, Unauthorized
 from service.wire.instrumentation import defect, log_defect
@@ -34,9 +34,6 @@ log = logging.getLogger(__name__)
 
 PUBLIC_PATHS: Final = frozenset({"/", "/docs", "/ping", "/health", "/livez", "/readyz"})
 """Paths that need no API key and are answered during a shutdown."""
-
-PROBES: Final = ("/ping", "/health", "/livez", "/readyz")
-"""Paths that platforms ask, by any host name and also while all connections are in use."""
 
 JOBS_PREFIX: Final = "/jobs/"
 """Prefix of the paths of accepted jobs."""
@@ -266,3 +263,16 @@ def error_response(error: WorkerError, path: str) -> Response:
     """The HTTP response for an error of the server, in the form of the path."""
     reply = error_reply(error, error_form(path))
     return response(as_server_reads(reply) if path == INFERENCE else reply)
+
+
+class ErrorResponses:
+    """The answers of the worker to clients that it refuses, for its connections."""
+
+    def raw(self, error: WorkerError) -> tuple[int, bytes]:
+        """The status and the JSON of an error."""
+        answer = error_reply(error, error_answer)
+        return answer.status, answer.body
+
+    def response(self, error: WorkerError, path: str) -> ASGIApp:
+        """The application that answers with an error, in the form of the path."""
+        return error_response(error, path)

@@ -10,6 +10,9 @@ from urllib.parse import quote, unquote
 
 from starlette.types import Scope
 
+PROBES: Final = ("/ping", "/health", "/livez", "/readyz")
+"""Paths that platforms ask, by any host name and also while all connections are in use."""
+
 _SLASHES = re.compile(rb"/{2,}")
 
 _SIMILARITY_MIN: Final = 0.7

@@ -33,6 +33,7 @@ from service.readiness import checks
 from service.settings import Settings
 from service.shutdown import end_process, end_process_after
 from service.transports.http.connections import ConnectionLimits, Connections
+from service.transports.http.gate import ErrorResponses
 from service.transports.http.jobs import jobs_part
 from service.transports.http.routes import application
 from service.transports.http.state import ServerState
@@ -119,7 +120,7 @@ class _Server:
         self._cut: Counter[str] = Counter()
         limits = ConnectionLimits.of(settings)
         self._parts = (limits.part, jobs_part(settings))
-        self._connections = Connections(limits, self._metrics)
+        self._connections = Connections(limits, ErrorResponses(), self._metrics)
         self._uvicorn = UvicornServer(application(self._state), self._connections, settings.shutdown_grace_s)
 
     async def run(self, build: Build) -> int:

@@ -29,19 +29,20 @@ class UvicornServer(uvicorn.Server):
         app: the application.
         connections: the connections of the server.
         grace_s: time that clients have to read their answers after `should_exit` is set; see `stop_by`.
+        has_lifespan: whether the application is told of the start and the end of the server.
 
     Attributes:
         stop_by: when the connections are closed whatever is under way, in the time of the event loop; None for
             `grace_s` after the port was closed.
     """
 
-    def __init__(self, app: ASGIApp, connections: Connections, grace_s: float) -> None:
+    def __init__(self, app: ASGIApp, connections: Connections, grace_s: float, *, has_lifespan: bool = False) -> None:
         super().__init__(
             uvicorn.Config(
                 cast(Any, app),
                 http=cast(Any, partial(Connection, connections)),
                 h11_max_incomplete_event_size=HEAD_MAX_BYTES,
-                lifespan="off",
+                lifespan="on" if has_lifespan else "off",
                 ws="none",
                 access_log=False,
                 log_config=None,
@@ -80,3 +81,4 @@ class UvicornServer(uvicorn.Server):
         await self._connections.close(0.0 if self.force_exit else stop_by)
         if self._watching is not None:
             self._watching.cancel()
+        await self.lifespan.shutdown()

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
+import resource
 import signal
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from embedder.errors import WorkerError
 from service.api_keys import ApiKeys
+from service.connection_errors import BodyStalled, HeadStalled, HeadTooLarge, TargetTooLong, TooManyConnections
+from service.transports.http.connections import ConnectionLimits, Connections, connections_max
+from service.transports.http.uvicorn_server import UvicornServer
 from service.transports.mcp.server import ToolServer
 
 PATH: Final = "/mcp"
@@ -31,8 +35,16 @@ SESSIONS_MAX: Final = 256
 SESSION_IDLE_TIMEOUT_S: Final = 1800.0
 """Seconds without a request after which a client's session ends."""
 
-_SHUTDOWN_TIMEOUT_S: Final = 5
+_SHUTDOWN_TIMEOUT_S: Final = 5.0
 """Seconds that running requests have at the end."""
+
+_STATUSES: Final[Mapping[type[WorkerError], int]] = {
+    BodyStalled: 408,
+    HeadStalled: 408,
+    HeadTooLarge: 431,
+    TargetTooLong: 414,
+    TooManyConnections: 503,
+}
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 
@@ -100,27 +112,29 @@ async def serve(server: ToolServer, listener: socket.socket, options: HttpOption
     )
     if options.keys is not None:
         app = _KeyRequired(app, options.keys)
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT_S
-    )
-    running = _Uvicorn(config)
+    limits = ConnectionLimits(connections_max(resource.getrlimit(resource.RLIMIT_NOFILE)[0]), probes=frozenset())
+    running = UvicornServer(app, Connections(limits, _Refusals()), _SHUTDOWN_TIMEOUT_S, has_lifespan=True)
+
+    def end() -> None:
+        running.should_exit = True
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, running.end)
+        loop.add_signal_handler(number, end)
     await running.serve(sockets=[listener])
 
 
-class _Uvicorn(uvicorn.Server):
-    """uvicorn without its own signal handlers, which end the process before the model is closed."""
+class _Refusals:
+    """The answers to clients that are refused before their request is known."""
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Install no signal handlers."""
-        yield
+    def raw(self, error: WorkerError) -> tuple[int, bytes]:
+        """The status and the JSON of an error."""
+        return _STATUSES.get(type(error), 400), json.dumps({"error": error.message}).encode()
 
-    def end(self) -> None:
-        """End after the running requests."""
-        self.should_exit = True
+    def response(self, error: WorkerError, _path: str) -> ASGIApp:
+        """The application that answers with an error."""
+        status, body = self.raw(error)
+        return Response(body, status, media_type="application/json")
 
 
 class _KeyRequired:
