@@ -41,10 +41,13 @@ class Deadline:
 
     Args:
         timeout_s: seconds from now.
+
+    Attributes:
+        limit_s: the same.
     """
 
     def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+        self.limit_s = timeout_s
         self._at = time.monotonic() + timeout_s
 
     @property
@@ -60,7 +63,7 @@ class Deadline:
         """
         if (seconds := self.remaining_s) > 0:
             return seconds
-        raise TimedOut(f"no answer within {self._timeout_s:g} s (timeout)")
+        raise TimedOut(f"no answer within {self.limit_s:g} s (timeout)")
 
 
 def encoded(value: object) -> bytes:

@@ -56,7 +56,7 @@ class HttpTarget:
         if call.operation == "collections":
             name = call.body.get("collection")
             path = "/collections" if name is None else f"/collections/{quote(str(name), safe='')}"
-            return parsed((yield self._send("GET", path, deadline.timeout_s())))
+            return parsed((yield self._send("GET", path, deadline)))
         content = encoded(call.body)
         if len(content) > REQUEST_MAX_BYTES:
             raise InvalidOption(
@@ -64,20 +64,20 @@ class HttpTarget:
             )
         path = PATHS[call.operation]
         if not call.job:
-            return parsed((yield self._send("POST", path, deadline.timeout_s(), content)))
+            return parsed((yield self._send("POST", path, deadline, content)))
         preference = {"Prefer": "respond-async"}
-        reply: Reply = yield self._send("POST", path, deadline.timeout_s(), content, preference)
+        reply: Reply = yield self._send("POST", path, deadline, content, preference)
         if reply.status != 202:
             return parsed(reply)
         answer = yield from self._job(call, parsed(reply), retry_after_s(reply), deadline)
         if answer is not None:
             return answer
         # The worker was restarted, or another one behind the same address answers.
-        return parsed((yield self._send("POST", path, deadline.timeout_s(), content)))
+        return parsed((yield self._send("POST", path, deadline, content)))
 
     def health(self, deadline: Deadline) -> Steps[Health]:
         """See `Target.health`."""
-        reply: Reply = yield self._send("GET", "/readyz", deadline.timeout_s())
+        reply: Reply = yield self._send("GET", "/readyz", deadline)
         if reply.status == 503:
             reply = Reply(200, reply.headers, reply.content)
         state = parsed(reply)
@@ -95,20 +95,23 @@ class HttpTarget:
         """The steps to the answer of an accepted job, or to None if it is not known any more."""
         job = _state(accepted)
         path = f"/jobs/{quote(str(job.get('id')), safe='')}"
-        forget = self._send("DELETE", path, TIDY_UP_TIMEOUT_S)
+
+        def forget() -> Send:
+            return self._send("DELETE", path, Deadline(TIDY_UP_TIMEOUT_S))
+
         try:
             while job["state"] in {"queued", "running"}:
                 yield Wait(min(seconds or _POLL_INTERVAL_S, deadline.timeout_s()))
-                job = _state((yield from polled(lambda: self._send("GET", path, deadline.timeout_s()), deadline)))
+                job = _state((yield from polled(lambda: self._send("GET", path, deadline), deadline)))
                 report_progress(call, job)
         except NotFound:
             return None
         except GeneratorExit:
             raise
         except BaseException:
-            yield from tidied(forget)
+            yield from tidied(forget())
             raise
-        yield from tidied(forget)
+        yield from tidied(forget())
         answer, status = job.get("answer"), job.get("status")
         if status != 200 and isinstance(answer, dict) and "error_code" in answer:
             raise worker_error(answer, status=status)
@@ -118,12 +121,12 @@ class HttpTarget:
         self,
         method: str,
         path: str,
-        timeout_s: float,
+        deadline: Deadline,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Send:
         more = {**self._headers, **(headers or {}), **({"Content-Type": "application/json"} if content else {})}
-        return Send(method, self._url + path, timeout_s, content, more)
+        return Send(method, self._url + path, deadline.timeout_s(), deadline.limit_s, content, more)
 
 
 def _state(value: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from math import inf
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -71,7 +72,7 @@ class RunPodTarget:
                 f"the request has {len(content)} bytes, more than {RUNSYNC_MAX_BYTES}; send less at once"
             )
         if (call.job or attempt > 0) and len(content) <= RUN_MAX_BYTES:
-            job = _job(parsed((yield self._send("POST", "/run", deadline.timeout_s(), content))))
+            job = _job(parsed((yield self._send("POST", "/run", deadline, content))))
         else:
             job = yield from self._runsync(content, deadline)
         if job["status"] not in _ENDED and not isinstance(job.get("id"), str):
@@ -80,7 +81,7 @@ class RunPodTarget:
         interval_s = POLL_INTERVAL_MIN_S
 
         def asked() -> Send:
-            return self._send("GET", f"/status/{identity}", deadline.timeout_s())
+            return self._send("GET", f"/status/{identity}", deadline)
 
         try:
             while job["status"] not in _ENDED:
@@ -92,13 +93,13 @@ class RunPodTarget:
         except GeneratorExit:
             raise
         except BaseException:
-            yield from tidied(self._send("POST", f"/cancel/{identity}", TIDY_UP_TIMEOUT_S))
+            yield from tidied(self._send("POST", f"/cancel/{identity}", Deadline(TIDY_UP_TIMEOUT_S)))
             raise
         return _output(job)
 
     def health(self, deadline: Deadline) -> Steps[Health]:
         """See `Target.health`."""
-        state = parsed((yield self._send("GET", "/health", deadline.timeout_s())))
+        state = parsed((yield self._send("GET", "/health", deadline)))
         jobs, workers = (_counts(state.get(key)) if isinstance(state, dict) else {} for key in ("jobs", "workers"))
         ready = any(workers.get(key, 0) > 0 for key in ("idle", "ready", "running"))
         reason = None if ready else "no worker runs; the first request starts one"
@@ -107,15 +108,18 @@ class RunPodTarget:
     def _runsync(self, content: bytes, deadline: Deadline) -> Steps[dict[str, Any]]:
         seconds = deadline.timeout_s()
         try:
-            return _job(parsed((yield self._send("POST", "/runsync", min(seconds, RUNSYNC_TIMEOUT_S), content))))
+            return _job(parsed((yield self._send("POST", "/runsync", deadline, content, RUNSYNC_TIMEOUT_S))))
         except TimedOut:
             if seconds <= RUNSYNC_TIMEOUT_S:
                 raise
         raise ConnectionFailed(f"no answer to /runsync within {RUNSYNC_TIMEOUT_S:g} s")
 
-    def _send(self, method: str, path: str, timeout_s: float, content: bytes | None = None) -> Send:
-        more = {"Content-Type": "application/json"} if content else {}
-        return Send(method, self._url + path, timeout_s, content, {**self._headers, **more})
+    def _send(
+        self, method: str, path: str, deadline: Deadline, content: bytes | None = None, max_s: float = inf
+    ) -> Send:
+        headers = {**self._headers, **({"Content-Type": "application/json"} if content else {})}
+        timeout_s, limit_s = min(deadline.timeout_s(), max_s), min(deadline.limit_s, max_s)
+        return Send(method, self._url + path, timeout_s, limit_s, content, headers)
 
 
 def _input(call: Call) -> dict[str, Any]:

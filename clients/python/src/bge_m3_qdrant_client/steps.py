@@ -21,6 +21,7 @@ class Send:
         method: the HTTP method.
         url: the whole URL.
         timeout_s: maximum seconds to wait for the answer.
+        limit_s: the timeout of the whole call, of which `timeout_s` is left; for messages.
         content: the body.
         headers: the headers, with the key, which a representation of the step leaves out.
     """
@@ -28,6 +29,7 @@ class Send:
     method: str
     url: str
     timeout_s: float
+    limit_s: float
     content: bytes | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 

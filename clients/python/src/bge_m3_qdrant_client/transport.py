@@ -61,7 +61,7 @@ def client_error(error: httpx.HTTPError, step: Send) -> ClientError:
     if isinstance(error, _UNSENT):
         return ConnectionFailed(f"no connection came about ({kind})", sent=False)
     if isinstance(error, httpx.TimeoutException):
-        return TimedOut(f"no answer within {step.timeout_s:.3g} s ({kind})")
+        return TimedOut(f"no answer within {step.limit_s:.3g} s ({kind})")
     if isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol):
         return ConnectionFailed(f"the connection ended before the answer ({kind})")
     return UnexpectedAnswer(f"the answer cannot be read ({kind})")
@@ -76,5 +76,5 @@ def _start(http: httpx.Client | httpx.AsyncClient, step: Send) -> float:
 
 def _in_time(piece: bytes, at: float, step: Send) -> bytes:
     if time.monotonic() > at:
-        raise TimedOut(f"the answer was not whole within {step.timeout_s:.3g} s")
+        raise TimedOut(f"the answer was not whole within {step.limit_s:.3g} s")
     return piece
