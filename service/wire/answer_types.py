@@ -116,6 +116,12 @@ class UpsertAnswer(TypedDict):
     stored: Count
     skipped: Count
     rejected: list[RejectedAnswer]
+    differing: NotRequired[
+        Annotated[
+            list[Count],
+            Field(description="texts whose kept points have another text or payload, by index; only if there are any"),
+        ]
+    ]
     recognised: NotRequired[RecognisedAnswer]
 
 

@@ -122,6 +122,8 @@ def upsert_answer(report: IngestReport) -> UpsertAnswer:
         "skipped": report.skipped,
         "rejected": rejected,
     }
+    if report.differing:
+        upsert["differing"] = sorted(report.differing)
     if report.taken:
         upsert["recognised"] = recognised_answer(report.taken)
     return upsert

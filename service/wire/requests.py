@@ -81,6 +81,7 @@ class QdrantTarget(Wire):
     payloads: Payloads | None = None
     text_key: TextKey | None = None
     mode: Literal["upsert", "insertOnly"] = "upsert"
+    compare_kept: bool = False
     chunk: Chunking | None = None
     colbert_pooling: Literal["none", "mean"] = "none"
 
@@ -115,6 +116,8 @@ class EmbedRequest(Wire):
                     raise ValueError(
                         f"qdrant.{name}: must have one item per text ({len(self.texts)}), got {len(items)}"
                     )
+            if self.qdrant.compare_kept and self.qdrant.mode != "insertOnly":
+                raise ValueError("qdrant.compareKept: must be false without mode 'insertOnly', got true")
             if self.qdrant.chunk is not None:
                 self._fits_chunks(self.qdrant.chunk)
         return self
@@ -168,6 +171,7 @@ class EmbedRequest(Wire):
             payloads=target.payloads,
             text_key=target.text_key,
             insert_only=target.mode == "insertOnly",
+            compare_kept=target.compare_kept,
             chunk=None if target.chunk is None else target.chunk.value(),
             pool_colbert=target.colbert_pooling == "mean",
             path="qdrant.",

@@ -28,7 +28,17 @@ REQUESTS: Final[Mapping[str, Sequence[type]]] = {
 }
 """The requests that a command makes."""
 
-_CONSTANT: Final = {"operation", "texts", "isPassage", "batchSize", "maxLength", "encoding", "dtype", "includeText"}
+_CONSTANT: Final = {
+    "operation",
+    "texts",
+    "isPassage",
+    "batchSize",
+    "compareKept",
+    "maxLength",
+    "encoding",
+    "dtype",
+    "includeText",
+}
 _CONSTANT_OF_EMBED: Final = {*_CONSTANT, "returnVectors", "qdrant", "ids", "payloads"}
 
 NOT_BY_AN_ARGUMENT: Final[Mapping[str, set[str]]] = {

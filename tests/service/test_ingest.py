@@ -132,6 +132,19 @@ def test_a_point_is_replaced_by_its_id(worker: Client) -> None:
     assert nearest(worker, "text")["payload"] == {"new": True, "text": "a new text", "id": "doc"}
 
 
+def test_a_kept_point_with_another_text_or_payload_is_named(worker: Client) -> None:
+    """`compareKept` says which texts the collection has otherwise; new points are no difference."""
+    worker.good(job("first", "second", "third", ids=[1, 2, 3], payloads=[{"n": 1}, {"n": 2}, {"n": 3}]))
+    again = job(
+        "first", "other", "third", "fourth",
+        ids=[1, 2, 3, 4], payloads=[{"n": 1}, {"n": 2}, {"n": 9}, {}], mode="insertOnly", compareKept=True,
+    )  # fmt: skip
+    upsert = worker.good(again)["upsert"]
+    assert (upsert["differing"], upsert["skipped"], upsert["stored"]) == ([1, 2], 3, 4)
+    same = worker.good(job("fourth", ids=[4], mode="insertOnly", compareKept=True))
+    assert "differing" not in same["upsert"]
+
+
 def test_insert_only_leaves_existing_points_untouched(worker: Client) -> None:
     """`insertOnly` stores new points, skips existing ones, and counts both as stored."""
     worker.good(job("first", ids=[1], payloads=[{"version": 1}]))

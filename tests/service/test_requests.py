@@ -132,6 +132,7 @@ def test_texts_are_required() -> None:
         ({"chunk": {"overlap": 257}}, r"qdrant\.chunk\.overlap.*256.*257"),
         ({"chunk": {"overlap": -1}}, r"qdrant\.chunk\.overlap.*0.*-1"),
         ({"colbertPooling": "max"}, r"qdrant\.colbertPooling.*'mean'"),
+        ({"compareKept": True}, r"qdrant\.compareKept must be false without mode 'insertOnly'"),
     ],
 )
 def test_an_invalid_qdrant_block_names_its_field(fields: dict[str, Any], field: str) -> None:

@@ -100,6 +100,10 @@ def test_points_are_stored_found_read_and_deleted(client: Client) -> None:
     )
     assert (report.collection, report.stored, report.skipped, report.rejected) == ("notes", 3, 0, ())
     assert client.ingest(TEXTS, ids=["rsync", 7, None], collection="notes", mode="insertOnly").skipped == 3
+    changed = client.ingest(
+        ["other", *TEXTS[1:]], ids=["rsync", 7, None], collection="notes", mode="insertOnly", compare_kept=True
+    )
+    assert changed.differing == (0,)
     assert client.count(collection="notes").count == 3
 
     found = client.search(

@@ -181,6 +181,8 @@ SCENARIOS: Final = (
             _ingest("insert-twice-the-same", "x", "x", ids=[9, 9], mode="insertOnly"),
             _ingest("upsert-replaces", TEXTS[0], ids=[1], payloads=[{"newer": True}], mode="upsert"),
             contents("contents-after-insert-only"),
+            _ingest("compare-kept", TEXTS[0], "y", TEXTS[2], ids=[1, 2, 3], mode="insertOnly", compareKept=True),
+            _ingest("compare-without-keeping", TEXTS[0], ids=[1], compareKept=True),
             Job(
                 "last-report",
                 {"texts": ["d", "e", "e"], "qdrant": {"collection": NOTES, "ids": [4, 20, 20], "mode": "insertOnly"}},

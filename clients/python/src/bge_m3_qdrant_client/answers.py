@@ -86,6 +86,8 @@ class UpsertAnswer(Answer):
     rejected: list[RejectedAnswer]
     skipped: int
     stored: int
+    differing: list[int] | None = None
+    """Texts whose kept points have another text or payload, by index; only if there are any."""
     recognised: RecognisedAnswer | None = None
 
 

@@ -40,7 +40,7 @@ RETRIES = 4
 CONCURRENCY = 4
 TEXTS_PER_REQUEST = 256
 
-_BLOCK = frozenset({"chunk", "collection", "colbertPooling", "idScope", "mode", "textKey"})
+_BLOCK = frozenset({"chunk", "collection", "colbertPooling", "compareKept", "idScope", "mode", "textKey"})
 """Fields of the `qdrant` block among those of an ingest."""
 
 

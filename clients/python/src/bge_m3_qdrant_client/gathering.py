@@ -228,6 +228,7 @@ class IngestGathering(Gathering[PointsAnswer, IngestReport]):
             tokens=sum(answer.usage.tokens for answer in self._answers),
             model=first.model if first else None,
             timings=_summed([answer.timings for answer in self._answers]),
+            differing=tuple(index for upsert in self._upserts for index in upsert.differing or ()),
         )
 
     def _failed(self, error: ClientError) -> ClientError:
@@ -275,10 +276,11 @@ def _upsert_of(error: ClientError, part: Part) -> UpsertAnswer:
 
 
 def _shifted(upsert: UpsertAnswer, offset: int) -> UpsertAnswer:
-    if not offset or not upsert.rejected:
+    if not offset or not (upsert.rejected or upsert.differing):
         return upsert
     rejected = [point.model_copy(update={"index": point.index + offset}) for point in upsert.rejected]
-    return upsert.model_copy(update={"rejected": rejected})
+    differing = [index + offset for index in upsert.differing or ()]
+    return upsert.model_copy(update={"rejected": rejected, "differing": differing})
 
 
 def _complete(part: Part, answer: A) -> A:

@@ -52,6 +52,8 @@ class IngestOptions(TypedDict, total=False):
     colbert_pooling: Literal["none", "mean"] | None
     """`none` by default."""
     collection: str | None
+    compare_kept: bool | None
+    """False by default."""
     dtype: Literal["float32", "float16"] | None
     """`float32` by default."""
     id_scope: str | None
@@ -268,6 +270,7 @@ INGEST_OPTIONS_FIELDS: Final[Fields] = {
     "chunk": Field("chunk", CHUNKING_FIELDS),
     "colbert_pooling": Field("colbertPooling"),
     "collection": Field("collection"),
+    "compare_kept": Field("compareKept"),
     "dtype": Field("dtype"),
     "id_scope": Field("idScope"),
     "include_text": Field("includeText"),

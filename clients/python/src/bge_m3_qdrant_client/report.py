@@ -37,6 +37,7 @@ class IngestReport:
         rejected: points that are not stored, with the indices of their texts among all texts. Those of a request that
             failed as a whole have the code of its error; if that is `connection_failed`, `timed_out`,
             `unexpected_answer` or `job_failed`, they may be stored nevertheless, and can be sent again.
+        differing: indices of the texts whose points were kept with another text or payload; only with `compare_kept`.
         results: the result of each text that was sent; None where the request failed.
         tokens: tokens that the model computed.
         model: the name of the model; None if no request was answered.
@@ -52,6 +53,7 @@ class IngestReport:
     tokens: int
     model: str | None
     timings: Mapping[str, float] | None = None
+    differing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
