@@ -22,7 +22,8 @@ CALLER: ContextVar[str] = ContextVar("caller", default="this process")
 """Who sent the current request or job, by the name of the key; `anyone` (no key is set) or `queue`."""
 
 AUDIT: Final = logging.getLogger("service.audit")
-"""Logger of one line per deletion: who, what and how many, without texts, ids and filters; at any `LOG_LEVEL`."""
+"""Logger of one line per deletion or step of a load: who, what and how many, without texts, ids and filters; at any
+`LOG_LEVEL`."""
 
 _OURS = ("embedder", "precision", "qdrant_sink", "service")
 

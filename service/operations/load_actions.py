@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from embedder import InvalidRequest
 from qdrant_sink.loading import Shard
+from service.logs import AUDIT, CALLER
 from service.operations.collections import Collections
 from service.operations.load_values import LoadCounts, LoadRequest
 from service.operations.loads import Loads
@@ -91,6 +92,18 @@ class LoadActions:
             raise InvalidRequest("operation 'load' is not allowed on this worker; ALLOW_LOADS=true allows it")
         if action.alias is not None:
             await self._collections.check_alias(action.alias, action.collection)
+        self._collections.named(action.collection, "collection")
+        what = _in_audit(action)
+        try:
+            step = await self._carried_out(action)
+        except Exception as error:  # it may have created the collection, or built its graph
+            AUDIT.info("%s %s: failed (%s)", CALLER.get(), what, type(error).__name__)
+            raise
+        aliases = "".join(f", the alias {alias!r} moved" for alias in step.aliases)
+        AUDIT.info("%s %s: %s%s", CALLER.get(), what, step.outcome, aliases)
+        return step
+
+    async def _carried_out(self, action: LoadAction) -> LoadStep:
         said: list[str] = []
         if action.action == "finish":
             return await self._finish(action, said)
@@ -124,3 +137,11 @@ class LoadActions:
         load = await self._loads.load(request, said.append)
         end = await load.end(asyncio.Event(), complete=True, rejected=0, alias=action.alias)
         return LoadStep(end.outcome, tuple(end.aliases), (*said, *shard_messages(end)))
+
+
+def _in_audit(action: LoadAction) -> str:
+    """A step in the audit."""
+    if action.action == "finish":
+        return f"finishes {action.collection!r}"
+    shard = "" if action.shard == WHOLE else f" shard {action.shard} of"
+    return f"{action.action}s{shard} load {action.name!r} into {action.collection!r}"

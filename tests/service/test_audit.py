@@ -1,4 +1,4 @@
-"""Each deletion leaves a line that says who deleted what and how many, and nothing private."""
+"""Deletions and loads leave a line that says who did what and how many, and nothing private."""
 
 from __future__ import annotations
 
@@ -91,6 +91,29 @@ def test_over_http_the_caller_is_the_name_of_the_key(
     assert line.endswith(f"INFO service.audit: {caller} deletes by a filter from 'notes': 2 deleted [req-17]")
     assert KEY not in caplog.text
     assert PRIVATE not in caplog.text
+
+
+def test_each_step_of_a_load_is_in_the_audit(serve: Serve, store: EdgeStore, audit: pytest.LogCaptureFixture) -> None:
+    """It creates collections and moves aliases, so the line says who, the load, the collection and what came of it."""
+    worker = serve(ALLOW_LOADS="true")
+    named = {"operation": "load", "collection": "notes", "loadId": "v2"}
+    worker.good({**named, "action": "begin", "shard": "2/8"})
+    worker.good({"operation": "load", "collection": "notes", "action": "finish"})
+    worker.good({**named, "action": "begin", "collection": "other"})
+    worker.good({"texts": ["one"], "isPassage": True, "qdrant": {"collection": "other"}})
+    worker.good({**named, "action": "end", "collection": "other", "read": 1, "lines": 1, "points": 1})
+    worker.good({"operation": "load", "collection": "other", "action": "finish", "alias": "live"})
+    broken = serve(store=RaisingStore(store, metadata=StoreUnavailable(PRIVATE)), ALLOW_LOADS="true")
+    broken.error({**named, "action": "begin"}, "store_unavailable")
+    serve(store=store).error({**named, "action": "begin"}, "invalid_request")
+    assert lines(audit) == [
+        "this process begins shard 2/8 of load 'v2' into 'notes': begun",
+        "this process finishes 'notes': unfinished",
+        "this process begins load 'v2' into 'other': begun",
+        "this process ends load 'v2' into 'other': ended",
+        "this process finishes 'other': finished, the alias 'live' moved",
+        "this process begins load 'v2' into 'notes': failed (StoreUnavailable)",
+    ]
 
 
 def test_the_audit_is_written_at_every_level(capsys: pytest.CaptureFixture[str]) -> None:
