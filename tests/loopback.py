@@ -563,6 +563,11 @@ class Worker:
             time.sleep(0.01)
         return [poll for poll in self._queue.polls if poll.pod == self._pod][self._polls_before].at
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process has ended."""
+        return self._running.poll() is not None
+
     def terminate(self) -> None:
         """Send SIGTERM to the process alone, as the platform does to a container's first process."""
         self._running.send_signal(signal.SIGTERM)

@@ -70,6 +70,16 @@ class ShardedLoad:
         """Whether every line of the input is stored, as far as the records say."""
         return not (self.not_begun or self.not_ended or self.not_complete) and self.has_same_input
 
+    def is_unfinished(self, points: int) -> bool:
+        """Whether lines or points are missing. Rejected lines of a load that is not divided are no reason to wait.
+
+        Args:
+            points: number of points in the collection.
+        """
+        if self.count == 1 and not self.not_ended:
+            return self.points > points
+        return not self.is_complete or self.points > points
+
 
 def sharded_loads(records: Iterable[LoadRecord]) -> tuple[ShardedLoad, ...]:
     """The loads that are divided into shards.

@@ -26,7 +26,8 @@ def end_messages(end: LoadEnd, load_id: str, alias: str | None) -> Iterator[str]
     elif end.outcome in ("blocked", "finished"):
         lacking = [record for record in end.others if record.load != load_id]
         yield from (_missing(record) for record in lacking if record.shard is None)
-        for name in dict.fromkeys(record.shard.name_of(record.load) for record in lacking if record.shard is not None):
+        shards = dict.fromkeys(record.shard.name_of(record.load) for record in lacking if record.shard is not None)
+        for name in shards.keys() - {load.name for load in end.sharded}:  # of those is said what they lack
             yield (
                 f"load {name!r} is in shards, so no alias is set until --finish has compared them; "
                 f"--finish --drop-load {name} gives their lines up"

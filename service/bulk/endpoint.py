@@ -6,14 +6,17 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, cast
+from http import HTTPStatus
+from typing import Any, Final, Literal, cast
 
-from bge_m3_qdrant_client import Client, ClientError, IngestReport
+from bge_m3_qdrant_client import AsyncClient, ClientError, IngestReport, InvalidOption, Unauthorized, UnexpectedAnswer
+from bge_m3_qdrant_client import InvalidRequest as EndpointInvalidRequest
+from bge_m3_qdrant_client import WorkerError as EndpointError
 
 from embedder import Cancelled, Internal, InvalidRequest, ModelFailure, NotFound, Overloaded, WorkerError
-from embedder.threads import Threads
 from qdrant_sink import Refusal, SchemaMismatch, StoreRejected, StoreUnavailable
 from service import operations
+from service.bulk.endpoint_calls import JOB_RETRIES, LOST_JOBS_MAX, EndpointCalls
 from service.bulk.line_batches import BATCH_MAX_TEXTS
 from service.operations import (
     IngestFailed,
@@ -27,14 +30,8 @@ from service.operations import (
 from service.operations.finish import FINISH_ID
 from service.operations.load_actions import WHOLE
 
-JOB_TIMEOUT_S: Final = 3600.0
-"""Maximum time of a job with its retries, the time in the queue of the endpoint included."""
-
-FINISH_TIMEOUT_S: Final = 24 * 3600.0
-"""Maximum time of the job that builds the graph."""
-
-JOB_RETRIES: Final = 8
-"""Repetitions of a job whose error is retryable."""
+SUPERSEDED: Final = "superseded"
+"""Code of the chunks of a document of which another job has stored a later version."""
 
 _ERRORS: Final[Mapping[str, type[WorkerError]]] = {
     "invalid_request": InvalidRequest,
@@ -48,12 +45,18 @@ _ERRORS: Final[Mapping[str, type[WorkerError]]] = {
 }
 
 
+_OPTIONS: Final = ("qdrant.", "vectors")
+"""What the fields of a job begin with that are options of the load."""
+
+_LINES: Final = ("qdrant.ids", "qdrant.payloads")
+"""Those of them that are of the lines."""
+
+
 class Endpoint:
     """The operations of a bulk load on an endpoint.
 
     Args:
         client: makes a client of the endpoint, for jobs that may take so many seconds.
-        jobs: maximum number of jobs in flight.
 
     Attributes:
         ingest: embeds and stores texts, a job for each batch.
@@ -61,12 +64,11 @@ class Endpoint:
         collections: the collections.
     """
 
-    def __init__(self, client: Callable[[float], Client], jobs: int) -> None:
-        self._client, self._finishing = client(JOB_TIMEOUT_S), client(FINISH_TIMEOUT_S)
-        threads = Threads("endpoint", jobs + 1)
-        self.ingest = _Ingest(self._client, threads)
-        self.loads = _Loads(self._client, self._finishing, threads)
-        self.collections = _Collections(self._client, threads)
+    def __init__(self, client: Callable[[float], AsyncClient]) -> None:
+        self._calls = EndpointCalls(client)
+        self.ingest = _Ingest(self._calls)
+        self.loads = _Loads(self._calls)
+        self.collections = _Collections(self._calls)
 
     async def finish(
         self,
@@ -88,21 +90,34 @@ class Endpoint:
         load = await self.loads.load(LoadRequest(collection, FINISH_ID, alias, has_lines=False), say)
         return await load.end(stopping, complete=True, rejected=0, alias=alias, counts=LoadCounts())
 
+    def cancel(self) -> None:
+        """Cancel all jobs in flight. Nothing is known of their lines then. Thread-safe."""
+        self._calls.cancel()
+
     def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-        self._finishing.close()
+        """Close the connections. Idempotent."""
+        self._calls.close()
 
 
 class _Ingest:
-    def __init__(self, client: Client, threads: Threads) -> None:
-        self._client = client
-        self._threads = threads
+    def __init__(self, calls: EndpointCalls) -> None:
+        self._calls = calls
 
     async def __call__(self, request: IngestRequest) -> IngestResult:
         """Embed and store the texts of a batch."""
+        options = _options(request)
+        ids, payloads = cast("Any", request.ids), cast("Any", request.payloads)
+
+        async def ingested(client: AsyncClient) -> IngestReport:
+            return await client.ingest(request.texts, ids=ids, payloads=payloads, job=True, **options)
+
         try:
-            report = await self._threads.run(lambda: self._ingested(request))
+            report = await self._calls.run(ingested)
+            for _ in range(LOST_JOBS_MAX):
+                # A job whose number was lost may still run, and be the one that has stored a later version.
+                if not any(point.code == SUPERSEDED for point in report.rejected):
+                    break
+                report = await self._calls.run(ingested)
         except ClientError as error:
             cause = _cause(error)
             if error.report is None or isinstance(cause, InvalidRequest):  # a line may be wrong
@@ -110,29 +125,31 @@ class _Ingest:
             raise IngestFailed(cause, _report(error.report)) from None  # the load cannot go on
         return IngestResult((), report.tokens, _report(report))
 
-    def _ingested(self, request: IngestRequest) -> IngestReport:
-        options: dict[str, Any] = {
-            "collection": request.collection,
-            "mode": "insertOnly" if request.insert_only else "upsert",
-            "include_text": False,
-            "colbert_pooling": "mean" if request.pool_colbert else "none",
-        }
-        if request.vectors:
-            options["vectors"] = list(request.vectors)
-        if request.id_scope is not None:
-            options["id_scope"] = request.id_scope
-        if request.text_key is not None:
-            options["text_key"] = request.text_key
-        if request.chunk is not None:
-            options["chunk"] = {"max_tokens": request.chunk.max_tokens, "overlap": request.chunk.overlap}
-        ids, payloads = cast("Any", request.ids), cast("Any", request.payloads)
-        return self._client.ingest(request.texts, ids=ids, payloads=payloads, job=True, **options)
+
+def _options(request: IngestRequest) -> dict[str, Any]:
+    """The options of an ingest."""
+    options: dict[str, Any] = {
+        "collection": request.collection,
+        "mode": "insertOnly" if request.insert_only else "upsert",
+        "include_text": False,
+        "colbert_pooling": "mean" if request.pool_colbert else "none",
+    }
+    if request.compare_kept:
+        options["compare_kept"] = True
+    if request.vectors:
+        options["vectors"] = list(request.vectors)
+    if request.id_scope is not None:
+        options["id_scope"] = request.id_scope
+    if request.text_key is not None:
+        options["text_key"] = request.text_key
+    if request.chunk is not None:
+        options["chunk"] = {"max_tokens": request.chunk.max_tokens, "overlap": request.chunk.overlap}
+    return options
 
 
 class _Collections:
-    def __init__(self, client: Client, threads: Threads) -> None:
-        self._client = client
-        self._threads = threads
+    def __init__(self, calls: EndpointCalls) -> None:
+        self._calls = calls
 
     async def check_alias(self, alias: str, collection: str) -> None:
         """Nothing: the worker checks the alias when the load begins."""
@@ -140,7 +157,7 @@ class _Collections:
     async def exists(self, collection: str) -> bool:
         """Whether a collection exists."""
         try:
-            await self._threads.run(lambda: self._client.collection(collection))
+            await self._calls.run(lambda client: client.collection(collection))
         except ClientError as error:
             cause = _cause(error)
             if isinstance(cause, NotFound):
@@ -150,25 +167,19 @@ class _Collections:
 
 
 class _Loads:
-    def __init__(self, client: Client, finishing: Client, threads: Threads) -> None:
-        self._client = client
-        self._finishing = finishing
-        self._threads = threads
+    def __init__(self, calls: EndpointCalls) -> None:
+        self._calls = calls
 
     async def load(self, request: LoadRequest, say: Callable[[str], None]) -> _Run:
         """A load that has not begun."""
-        return _Run(self._client, self._finishing, self._threads, request, say)
+        return _Run(self._calls, request, say)
 
 
 class _Run:
     """One run of a load: the only shard of its input, unless it is one of several."""
 
-    def __init__(
-        self, client: Client, finishing: Client, threads: Threads, request: LoadRequest, say: Callable[[str], None]
-    ) -> None:
-        self._client = client
-        self._finishing = finishing
-        self._threads = threads
+    def __init__(self, calls: EndpointCalls, request: LoadRequest, say: Callable[[str], None]) -> None:
+        self._calls = calls
         self._request = request
         self._say = say
         self._shard = request.shard or WHOLE
@@ -207,28 +218,43 @@ class _Run:
             return LoadEnd("left")
         if stopping.is_set():
             return LoadEnd("stopped")
-        answer = await self._step("finish", alias=alias)
-        return LoadEnd(answer.outcome, tuple(answer.aliases))
+        return await self._finished(alias, stopping)
 
     async def stop(self) -> None:
         """Nothing: a load that has begun counts as interrupted until it ends."""
 
-    async def _step(self, action: Any, **options: Any) -> Any:
-        request = self._request
-        named = {"collection": request.collection, "alias": request.alias, **options}
-        client = self._finishing if action == "finish" else self._client
-        if request.has_lines:
-            named |= {"shard": str(self._shard), "load_id": self._shard.name_of(request.load_id)}
+    async def _step(self, action: Literal["begin", "end"], **options: Any) -> None:
+        named = {**self._named, **options}
         try:
-            answer = await self._threads.run(lambda: client.load(action, **named))
+            answer = await self._calls.run(lambda client: client.load(action, **named))
         except ClientError as error:
             raise _cause(error) from None
         for message in answer.messages:
             self._say(message)
-        return answer
+
+    async def _finished(self, alias: str | None, stopping: asyncio.Event) -> LoadEnd:
+        named = {**self._named, "alias": alias}
+        try:
+            answer = await self._calls.finish(lambda client: client.load("finish", **named), stopping)
+        except ClientError as error:
+            raise _cause(error) from None
+        if answer is None:
+            return LoadEnd("stopped")
+        for message in answer.messages:
+            self._say(message)
+        return LoadEnd(cast("Any", answer.outcome), tuple(answer.aliases))
+
+    @property
+    def _named(self) -> dict[str, Any]:
+        """The names of the load."""
+        request = self._request
+        named = {"collection": request.collection, "alias": request.alias}
+        if request.has_lines:
+            named |= {"shard": str(self._shard), "load_id": self._shard.name_of(request.load_id)}
+        return named
 
 
-def client_of(make: Callable[..., Client]) -> Callable[[float], Client]:
+def client_of(make: Callable[..., AsyncClient]) -> Callable[[float], AsyncClient]:
     """A function that makes clients for jobs that may take so many seconds, from one that makes clients."""
     return lambda timeout_s: make(
         timeout=timeout_s, retries=JOB_RETRIES, concurrency=1, texts_per_request=BATCH_MAX_TEXTS
@@ -236,13 +262,27 @@ def client_of(make: Callable[..., Client]) -> Callable[[float], Client]:
 
 
 def _cause(error: ClientError) -> WorkerError:
-    """The error as one of this process."""
-    kind = _ERRORS.get(error.code)
-    if kind is not None:
-        return kind(error.message)
+    """The error as one of this process. An `InvalidRequest` is that of a line."""
+    if isinstance(error, InvalidOption):
+        return InvalidRequest(error.message)
+    if isinstance(error, EndpointError) and not isinstance(error, Unauthorized):
+        if isinstance(error, EndpointInvalidRequest) and _is_of_options(error):
+            return Internal(f"the endpoint refuses the options of the load: {error.message}")
+        kind = _ERRORS.get(error.code)
+        if kind is not None:
+            return kind(error.message)
+    if isinstance(error, UnexpectedAnswer) and error.status == HTTPStatus.NOT_FOUND:
+        return NotFound("the platform has no endpoint of this id (status 404)")
     if error.retryable:
         return StoreUnavailable(f"the endpoint does not answer: {error.message}; run the same command again")
     return Internal(f"the endpoint failed: {error.message}")
+
+
+def _is_of_options(error: EndpointInvalidRequest) -> bool:
+    """Whether a request is invalid for its options, which all jobs share, and not for a line."""
+    fields = [str(part.get("field", "")) for part in error.details.get("errors") or () if isinstance(part, dict)]
+    options = [field for field in fields if field.startswith(_OPTIONS) and not field.startswith(_LINES)]
+    return bool(options)
 
 
 def _report(report: IngestReport) -> operations.IngestReport:
@@ -256,5 +296,10 @@ def _report(report: IngestReport) -> operations.IngestReport:
         for index, result in enumerate(report.results)
     )
     return operations.IngestReport(
-        report.collection or "", report.stored, report.skipped, rejected, stored_of_texts=stored_of
+        report.collection or "",
+        report.stored,
+        report.skipped,
+        rejected,
+        stored_of_texts=stored_of,
+        differing=frozenset(report.differing),
     )

@@ -208,7 +208,7 @@ class OngoingLoad:
         points = 0
         if not self._request.has_lines:
             sharded, points = await self._store.patient_call(self._shards)
-            if any(not load.is_complete or load.points > points for load in sharded):
+            if any(load.is_unfinished(points) for load in sharded):
                 return LoadEnd("unfinished", sharded=sharded, points=points)
         self._steps = self._steps.ending(
             complete=complete,

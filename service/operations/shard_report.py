@@ -15,7 +15,7 @@ SHARDS_NAMED_MAX: Final = 20
 def shard_messages(end: LoadEnd) -> Iterator[str]:
     """What the loads that are divided into shards have counted, or lack, at the end of a load."""
     for load in end.sharded:
-        if end.outcome == "unfinished":
+        if end.outcome == "unfinished" or not load.is_complete:
             yield from gaps(load, end.points)
         else:
             yield stored(load, end.points)

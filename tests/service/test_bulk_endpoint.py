@@ -1,43 +1,31 @@
-"""Loads over a serverless endpoint: jobs in flight, lost and throttled jobs, and the steps that a worker must allow."""
+"""Loads over a serverless endpoint: jobs in flight, the account, shards, and the steps that a worker must allow."""
 
 from __future__ import annotations
 
-import asyncio
-import io
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, redirect_stderr
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bge_m3_qdrant_client import Client
-from loopback_endpoint import ENDPOINT, KEY, RunPodEndpoint
 
-from embedder import Embedder
-from embedder.checkpoint import MINI
-from embedder.scheduling import ModelPool
-from embedder.tokenizer import Tokenizer
 from qdrant_sink.loading import records_of
-from service.bulk import BulkLoad, LoadReport
-from service.bulk.endpoint import Endpoint
 from service.bulk.line import Line
-from service.operations import Operations
-from service.settings import Settings
-from service.transports.cli.bulk import load_options
-from service.transports.cli.finish import finished
-from service.wire.codec import Codec
-from service.wire.fields import Limits
-from tests.command_line import bulk_options
-from tests.contract.engine import StubEngine
-from tests.loopback import JobQueue, Worker
-from tests.service.client import ENVIRONMENT, PATIENCE
-from tests.service.test_bulk_together import edges, opened
+from tests.service.endpoints import (
+    COUNT,
+    Worked,
+    finish,
+    lines,
+    run,
+)
+from tests.service.test_bulk_together import edges
 from tests.sink.grpc_double import GrpcDouble
 
-ROOT = Path(__file__).parents[2]
-COUNT = 30
+
+@pytest.fixture(autouse=True)
+def _fast_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs are asked for often, and retries wait for no time."""
+    monkeypatch.setattr("bge_m3_qdrant_client.runpod_target.POLL_INTERVAL_MIN_S", 0.01)
+    monkeypatch.setattr("bge_m3_qdrant_client.exchange.BACK_OFF_MIN_S", 0.001)
 
 
 @pytest.fixture
@@ -48,94 +36,12 @@ def double(tmp_path: Path) -> Iterator[GrpcDouble]:
     server.stop()
 
 
-class Worked:
-    """A worker behind an endpoint, whose answers a test may lose.
-
-    Args:
-        port: port of the store.
-        allowed: whether the operator allows loads.
-    """
-
-    def __init__(self, port: int, *, allowed: bool = True) -> None:
-        tokenizer = Tokenizer(MINI)
-        engine = StubEngine(tokenizer)
-        pool = ModelPool([engine], batches_per_gpu=1, token_budget=4096, queue_tokens=100_000)
-        settings = Settings.from_environment({**ENVIRONMENT, "ALLOW_LOADS": str(allowed)})
-        self.core = Operations(settings, Embedder(tokenizer, [engine], pool), opened(port))
-        self._codec = Codec(self.core)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self.fate: Callable[[Any], Any] = lambda _raw: None
-        self.running = self.most = 0
-        self._lock = threading.Lock()
-
-    def __call__(self, raw: Any, _report: object) -> Any:
-        """Answer a job, unless its fate is another answer."""
-        with self._lock:
-            self.running += 1
-            self.most = max(self.most, self.running)
-        try:
-            return self.fate(raw) or asyncio.run_coroutine_threadsafe(self._codec.job(raw), self._loop).result(PATIENCE)
-        finally:
-            with self._lock:
-                self.running -= 1
-
-    def close(self) -> None:
-        """Release the store."""
-        self.core.close()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(PATIENCE)
-        self._loop.close()
-
-
 @pytest.fixture
 def worker(double: GrpcDouble) -> Iterator[Worked]:
     """A worker that allows loads."""
     worker = Worked(double.port)
     yield worker
     worker.close()
-
-
-def lines(count: int = COUNT) -> list[Line]:
-    """Lines with and without ids."""
-    return [Line(number, f"text {number}", number if number % 2 else None, None) for number in range(1, count + 1)]
-
-
-def run(
-    handler: Callable[[Any, Any], Any], given_lines: list[Line], *options: str, said: list[str] | None = None
-) -> LoadReport:
-    """Load lines into `notes` over an endpoint of the worker, four lines in a job."""
-    chosen = bulk_options("--collection", "notes", "--alias", "live", "--vectors", "dense,sparse", *options)
-    kept: list[str] = [] if said is None else said
-    with RunPodEndpoint(handler) as served, closing(_remote(served)) as remote:
-        load = BulkLoad(
-            remote,
-            load_options(chosen, Limits(max_texts=500, max_length=512)),
-            None,
-            kept.append,
-            batch_texts=4,
-            concurrent_batches=3,
-            overloaded_pause_s=0.02,
-        )
-        return load.run(given_lines)
-
-
-def finish(handler: Callable[[Any, Any], Any], said: list[str]) -> LoadReport:
-    """Finish `notes` over an endpoint of the worker, as `--finish` does."""
-    with (
-        RunPodEndpoint(handler) as served,
-        closing(_remote(served)) as remote,
-        redirect_stderr(io.StringIO()) as printed,
-    ):
-        report = finished(remote.finish, "notes", "live", [])
-    said += printed.getvalue().splitlines()
-    return report
-
-
-def _remote(served: RunPodEndpoint) -> Endpoint:
-    make = partial(Client.runpod, ENDPOINT, api_key=KEY, base_url=served.base_url, retries=3)
-    return Endpoint(lambda timeout_s: make(timeout=min(timeout_s, PATIENCE)), 3)
 
 
 def test_a_load_over_an_endpoint_is_a_load(worker: Worked, double: GrpcDouble) -> None:
@@ -159,14 +65,14 @@ def test_the_operator_must_allow_loads(double: GrpcDouble) -> None:
 
 
 def test_a_rejected_line_is_named_and_keeps_the_alias(worker: Worked, double: GrpcDouble) -> None:
-    """Of a job with an invalid id only that line is rejected, and the finish says which shard has it."""
+    """Of a job with an invalid id only that line is rejected; the graph is built, as after every load."""
     bad = Line(99, "bad id", -1, None)
     said: list[str] = []
     report = run(worker, [*lines(), bad], said=said)
-    assert (report.stored, report.rejected, report.alias, report.status) == (COUNT, 1, False, 2)
+    assert (report.stored, report.rejected, report.alias, report.status) == (COUNT, 1, False, 1)
     assert any("line 99" in text for text in said)
     assert any("1 of shard 1/1" in text for text in said)
-    assert double.aliases == {}
+    assert (double.aliases, edges(double)) == ({}, 16)
     assert run(worker, [*lines(), bad], "--allow-rejected").alias is True
 
 
@@ -211,6 +117,18 @@ def test_an_interrupted_load_goes_on(worker: Worked, double: GrpcDouble) -> None
     assert worker.core._store.opened().count("live") == COUNT
 
 
+def test_kept_points_are_compared_as_in_every_load(worker: Worked, double: GrpcDouble) -> None:
+    """With --insert-only a line that its kept point differs from is counted, named, and keeps the alias where it is."""
+    assert run(worker, lines(), "--load-id", "before").alias is True
+    changed = [*lines()[:4], Line(5, "another text", 5, None), *lines()[5:]]
+    said: list[str] = []
+    report = run(worker, changed, "--insert-only", said=said)
+    assert (report.failure, report.skipped, report.differing, report.status) == (None, COUNT, 1, 1)
+    assert any("line 5" in text and "is kept" in text for text in said)
+    allowed = run(worker, changed, "--insert-only", "--allow-differing")
+    assert (allowed.differing, allowed.alias) == (0, True)
+
+
 def test_shards_over_an_endpoint_are_finished_together(worker: Worked, double: GrpcDouble) -> None:
     """Several machines can feed one endpoint; --finish over it compares them."""
     assert run(worker, lines(), "--shard", "1/2").status == 0
@@ -221,29 +139,3 @@ def test_shards_over_an_endpoint_are_finished_together(worker: Worked, double: G
     assert double.aliases == {}
     assert finish(worker, []).alias is True
     assert double.aliases == {"live": "notes"}
-
-
-@pytest.mark.slow
-def test_the_platforms_own_package_carries_a_load(double: GrpcDouble) -> None:
-    """The unmodified worker on a queue on loopback embeds and stores a file that is sent to its endpoint."""
-    environment = {
-        "MODEL_ID": "mini",
-        "GPU_DEVICE": "cpu",
-        "DTYPE": "float32",
-        "TOKEN_BUDGET": "4096",
-        "ALLOW_LOADS": "true",
-        "QDRANT_URL": "http://127.0.0.1:9",
-        "QDRANT_GRPC_PORT": str(double.port),
-        "QDRANT_TRANSPORT": "grpc",
-    }
-    with JobQueue() as queue, Worker(queue, cwd=ROOT, env=environment) as process:
-        process.wait_for_first_poll(60)
-
-        def handler(raw: Any, _report: object) -> Any:
-            posted = queue.result(queue.submit(raw), timeout=30)
-            return posted.get("output") or {"error": posted.get("error")}
-
-        report = run(handler, lines())
-        assert (report.failure, report.stored, report.alias, double.aliases) == (None, COUNT, True, {"live": "notes"})
-        process.terminate()
-        process.wait(20)

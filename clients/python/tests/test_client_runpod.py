@@ -211,8 +211,9 @@ def test_faults_of_the_platform_s_api_are_outlasted() -> None:
             assert client.count().count == 3
         assert [request.method for request in server.requests] == ["POST", "POST", *["GET"] * 5]
     with LoopbackServer(scripted(state("IN_QUEUE"), Answer(b"", 404))) as server:
-        with Client.runpod("ep", api_key=KEY, base_url=server.url) as client, pytest.raises(UnexpectedAnswer):
+        with Client.runpod("ep", api_key=KEY, base_url=server.url) as client, pytest.raises(JobFailed) as raised:
             client.count()
+        assert raised.value.status == "EXPIRED"
 
 
 def test_a_wrong_key_and_a_wrong_endpoint_are_told_apart() -> None:

@@ -347,12 +347,12 @@ def _endpoint(options: BulkOptions, endpoint: str) -> Endpoint:
     Raises:
         Failure: the id or the key cannot be sent.
     """
-    from bge_m3_qdrant_client import Client, InvalidOption
+    from bge_m3_qdrant_client import AsyncClient, InvalidOption
 
     from service.bulk.endpoint import Endpoint, client_of
 
     try:
-        return Endpoint(client_of(partial(Client.runpod, endpoint, api_key=options.key or "")), options.jobs)
+        return Endpoint(client_of(partial(AsyncClient.runpod, endpoint, api_key=options.key or "")))
     except InvalidOption as error:
         raise Failure(error.message.replace("api_key", "--key")) from None
 
@@ -381,7 +381,7 @@ def load_over(
             progress=progress.show,
             concurrent_batches=options.jobs,
         )
-        interrupt_on_signals(bulk.interrupt)
+        interrupt_on_signals(bulk.interrupt, remote.cancel)
         report = bulk.run(lines)
     _print(report.summary(options.collection), options)
     return report.status

@@ -21,12 +21,17 @@ def _interrupted_early(_number: int, _frame: object) -> None:
     end_process(2)
 
 
-def interrupt_on_signals(interrupt: Callable[[], None]) -> None:
-    """Call this on the first signal; the second ends the process."""
+def interrupt_on_signals(*interrupt: Callable[[], None]) -> None:
+    """Call these functions on the first signals, one on each; the next signal ends the process."""
+    calls = iter(interrupt)
 
-    def stop(number: int, _frame: object) -> None:
-        interrupt()
-        signal.signal(number, signal.SIG_DFL)
+    def stop(_number: int, _frame: object) -> None:
+        next(calls)()
+        left.pop()
+        if not left:
+            for each in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(each, signal.SIG_DFL)
 
+    left = list(interrupt)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)

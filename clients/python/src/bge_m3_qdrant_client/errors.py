@@ -209,7 +209,7 @@ class JobFailed(TransportError):
     """A job ended on RunPod without an answer of the worker.
 
     Attributes:
-        status: the platform's word: `FAILED`, `CANCELLED` or `TIMED_OUT`.
+        status: the platform's word: `FAILED`, `CANCELLED` or `TIMED_OUT`; `EXPIRED` if it has forgotten the job.
     """
 
     code = "job_failed"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from math import inf
 from typing import Any, Final
 from urllib.parse import quote
@@ -87,7 +88,7 @@ class RunPodTarget:
             while job["status"] not in _ENDED:
                 yield Wait(min(interval_s * random.uniform(0.75, 1.25), deadline.timeout_s()))  # noqa: S311
                 interval_s = min(POLL_INTERVAL_MAX_S, interval_s * 1.5)
-                job = _job((yield from polled(asked, deadline)))
+                job = yield from _asked_for(asked, deadline)
                 if job["status"] not in _ENDED:
                     report_progress(call, job.get("output"))
         except GeneratorExit:
@@ -135,6 +136,20 @@ def _job(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("status"), str):
         raise UnexpectedAnswer("the answer is not the state of a job")
     return value
+
+
+def _asked_for(asked: Callable[[], Send], deadline: Deadline) -> Steps[dict[str, Any]]:
+    """The steps of asking for the state of a job.
+
+    Raises:
+        JobFailed: the platform has forgotten the job.
+    """
+    try:
+        return _job((yield from polled(asked, deadline)))
+    except UnexpectedAnswer as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+    raise JobFailed("RunPod does not know the job any more, whose time to live has ended", status="EXPIRED")
 
 
 def _output(job: Mapping[str, Any]) -> Any:

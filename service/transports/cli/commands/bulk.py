@@ -186,7 +186,5 @@ def _check_endpoint(options: dict[str, Any]) -> None:
     for option in ("drop_load", "allow_empty"):
         if options[option]:
             raise click.UsageError(f"--{option.replace('_', '-')} needs the store; leave --endpoint out")
-    if options["insert_only"] and not options["allow_differing"]:
-        raise click.UsageError("--endpoint does not compare points that are kept: give --allow-differing")
     if find_spec("bge_m3_qdrant_client") is None:
         raise Failure("--endpoint needs the client: pip install ./clients/python")
