@@ -26,7 +26,7 @@ SERVE := $(DEMO_SETTINGS) QDRANT_COLLECTION=demo PORT="$(PORT)" $(BIN)/bge-m3-qd
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-slow test-hostile test-server server-named check format quality requirements audit \
-	bench bench-answers bench-bulk bench-inference bench-sink bench-search bench-serving clean
+	bench bench-answers bench-bulk bench-inference bench-sink bench-search bench-serving bench-shards clean
 
 help: ## this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -150,6 +150,9 @@ bench-inference: $(BENCH_READY) ## documents of a Qdrant server beside the model
 
 bench-bulk: $(BENCH_READY) ## a bulk load beside the model alone (ARGS="--rows 10000 100000": the peak memory of loads)
 	@$(BIN)/python -m benchmarks.bulk $(ARGS)
+
+bench-shards: $(BENCH_READY) ## four shards of a bulk load on this machine beside one process, 2 minutes (ARGS="--model /path --texts 1000")
+	@$(BIN)/python -m benchmarks.shards $(ARGS)
 
 clean: ## remove the virtual environment, build/ and all caches
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -38,18 +38,20 @@ def main() -> None:
         _work(options)
         return
     cores = len(os.sched_getaffinity(0))
+    shards = [Shard(index, options.shards) for index in range(1, options.shards + 1)]
     one: list[float] = []
     many: list[float] = []
-    peaks: list[int] = []
-    for _ in range(options.rounds):
-        alone, peak = _measured(options, [Shard(1, 1)], cores)
-        shards = [Shard(index, options.shards) for index in range(1, options.shards + 1)]
-        together, peak_of_shards = _measured(options, shards, max(1, cores // options.shards))
+    for number in range(options.rounds):
+        measured = {}
+        for is_divided in (number % 2 == 1, number % 2 == 0):  # neither has the machine always first
+            parts = shards if is_divided else [Shard(1, 1)]
+            measured[is_divided] = _measured(options, parts, max(1, cores // len(parts)))
+        (alone, peak), (together, peak_of_shards) = measured[False], measured[True]
         one.append(alone)
         many.append(together)
-        peaks.append(peak_of_shards)
         print(
-            f"one process {alone:.2f} s, peak {peak} MB; {options.shards} shards {together:.2f} s, each {peaks[-1]} MB",
+            f"one process {alone:.2f} s, peak {peak} MB; {options.shards} shards {together:.2f} s, "
+            f"each at most {peak_of_shards} MB",
             flush=True,
         )
     share = statistics.median(one) / statistics.median(many)
