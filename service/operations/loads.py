@@ -75,11 +75,11 @@ class Loads:
         return SignsOfLife(None if is_shared else PROCESS, lease_s=self.lease_s)
 
     async def forget(self, collection: str, load_id: str, say: Callable[[str], None]) -> None:
-        """Remove what is recorded of a load, or of all shards of this name. Its missing lines are given up.
+        """Remove what is recorded of a load, or of its shards. Its missing lines are given up.
 
         Args:
             collection: name of the collection.
-            load_id: id of the load, or the name that shards share.
+            load_id: the load: its id, the name of its shards, or that and their number, such as `v2/8`.
             say: prints a message.
 
         Raises:
@@ -90,7 +90,7 @@ class Loads:
         while True:
             records = await self._store.patient_call(lambda: records_of(store().metadata(collection)))
             signs.see(records)
-            runs = [record for record in records.values() if load_id in (record.load, _name_of_shards(record))]
+            runs = [record for record in records.values() if load_id in _names(record)]
             if not runs:
                 raise InvalidRequest(f"nothing is recorded of a load {load_id!r} into {collection!r}")
             lives = [(record, signs.life(record)) for record in runs if record.is_active]
@@ -107,5 +107,9 @@ class Loads:
         await self._store.patient_call(lambda: store().update_metadata(collection, changes))
 
 
-def _name_of_shards(record: LoadRecord) -> str | None:
-    return None if record.shard is None else record.shard.name_of(record.load)
+def _names(record: LoadRecord) -> tuple[str, ...]:
+    """The names under which an operator knows the load of a record."""
+    if record.shard is None:
+        return (record.load,)
+    name = record.shard.name_of(record.load)
+    return (record.load, name, f"{name}/{record.shard.count}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -14,11 +15,20 @@ SHARDS_NAMED_MAX: Final = 20
 
 def shard_messages(end: LoadEnd) -> Iterator[str]:
     """What the loads that are divided into shards have counted, or lack, at the end of a load."""
+    counts: dict[str, list[int]] = defaultdict(list)
     for load in end.sharded:
+        counts[load.name].append(load.count)
         if end.outcome == "unfinished" or not load.is_complete:
             yield from gaps(load, end.points)
         else:
             yield stored(load, end.points)
+    for name, of_name in counts.items():
+        if len(of_name) > 1:
+            parts = " and in ".join(map(str, of_name))
+            yield (
+                f"load {name!r} was begun in {parts} shards, which is the same input twice; give up one of them with "
+                f"--finish --drop-load {name}/{of_name[0]} or {name}/{of_name[-1]}"
+            )
 
 
 def gaps(load: ShardedLoad, points: int) -> Iterator[str]:

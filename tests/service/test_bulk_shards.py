@@ -264,6 +264,59 @@ def test_a_shard_runs_once(core: Operations) -> None:
     assert finish(core).alias is True
 
 
+def test_shards_that_begin_at_the_same_time_make_one_collection(core: Operations, double: GrpcDouble) -> None:
+    """Whoever creates the collection, all of them store into it, and none deletes or defers what another has."""
+    barrier = threading.Barrier(len(SHARDS))
+    reports: list[LoadReport] = []
+
+    def load(shard: str) -> None:
+        own = operations(opened(double.port))
+        barrier.wait(PATIENCE)
+        reports.append(run(own, lines(), "--shard", shard))
+        own.close()
+
+    threads = [threading.Thread(target=load, args=(shard,)) for shard in SHARDS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * PATIENCE)
+    assert [(report.failure, report.status) for report in reports] == [(None, 0)] * 3
+    assert finish(core).alias is True
+    assert core._store.opened().count("live") == len({line.key("live") for line in lines()})
+
+
+def test_another_number_of_shards_is_said_and_can_be_given_up(core: Operations, double: GrpcDouble) -> None:
+    """Parts of eight and parts of four do not add up; the operator gives up those that were begun by mistake."""
+    run(core, lines(), "--shard", "3/8")
+    for shard in ("1/2", "2/2"):
+        run(core, lines(), "--shard", shard)
+    refused = Refused(core)
+    assert refused.has("in 8 shards: shards 1/8, 2/8, 4/8, 5/8, 6/8, 7/8, 8/8 never began")
+    assert refused.has("was begun in 2 and in 8 shards")
+    assert refused.has("--drop-load standard-input/2 or standard-input/8")
+    asyncio.run(core.loads.forget("notes", "standard-input/8", print))
+    assert finish(core).alias is True
+    assert double.aliases == {"live": "notes"}
+
+
+@pytest.mark.parametrize(
+    "options", [["--shard", "1/2"], ["--endpoint", "abc", "--key", "key"]], ids=["shard", "endpoint"]
+)
+def test_a_wrong_file_is_one_message_and_no_collection(
+    double: GrpcDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    """It is found before the model is loaded, a record is written, or a job is sent."""
+    monkeypatch.setenv("QDRANT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("QDRANT_GRPC_PORT", str(double.port))
+    wrong = tmp_path / "dump.parquet"
+    wrong.write_bytes(b"PAR1 of another kind")
+    done = CliRunner().invoke(cli, ["bulk", "--collection", "notes", *options, str(wrong)])
+    assert done.exit_code == 2
+    assert len(done.output.strip().splitlines()) == 1
+    assert "dump.parquet" in done.output
+    assert double.collections == {}
+
+
 def test_input_without_a_document_is_no_finish(core: Operations, double: GrpcDouble) -> None:
     """A shard of an empty file neither creates nor finishes a collection."""
     assert run(core, [], "--shard", "1/3").failure is None
