@@ -247,7 +247,7 @@ def test_a_summary_without_rows_is_in_words(
         (("--chunk-tokens", "0"), "--chunk-tokens must be at least 32, got 0"),
         (("--chunk-tokens", "-1"), "--chunk-tokens must be at least 32, got -1"),
         (("--chunk-tokens", "9000"), "--chunk-tokens must be at most 512 tokens, the limit of the model, got 9000"),
-        (("--chunk-tokens", "64", "--chunk-overlap", "33"), "--chunk-overlap must be at most half of --chunk-tokens (32)"),
+        (("--chunk-tokens", "64", "--chunk-overlap", "33"), "at most half of --chunk-tokens (32)"),
     ],
 )
 def test_chunks_out_of_their_limits_are_refused(
