@@ -33,7 +33,7 @@ EXAMPLES: Final = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 WAIT_MAX_S: Final = 120.0
 WORKER_KEY: Final = "sesame"
 
-SLOW: Final = r"^(?:import|from) (?:haystack|langchain|llama_index|mcp|runpod)"
+SLOW: Final = r"^(?:import|from) (?:haystack|langchain|llama_index|mcp|ray|runpod)"
 """Imports that alone take more than a second."""
 
 ELSEWHERE: Final = ("QDRANT_", "WORKER_", "RUNPOD_", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
