@@ -326,6 +326,7 @@ INTERNAL: Final[Mapping[str, tuple[str, ...]]] = {
         "service.wire.load_requests:COUNT_MAX",
         "service.operations.ongoing_load:CLAIMS_MAX",
         "service.operations.ongoing_load:INDEX_TIMEOUT_S",
+        "service.ray_data.outcome:REJECTS_BLOCK_MAX_ROWS",
         "service.ray_data.vector_rows:BATCH_MAX_ROWS",
         "service.operations.collections:_QUICK_MAX_IDS",
         "service.operations.completion_job:CONCURRENT_PARTS_MAX",

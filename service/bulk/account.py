@@ -16,6 +16,8 @@ from service.bulk.report import LoadReport
 from service.operations import IngestReport
 from service.wire.errors import code_for, code_of
 
+_INTEGER_BYTES: Final = 8
+
 _FIELDS_OF_LINE: Final = {"texts[0]": "text", "texts": "text"}
 """Names of a line's fields in messages, by their paths in the ingest request of that line alone."""
 
@@ -67,7 +69,7 @@ class Account:
         Raises:
             IndexFullError: the disk is full.
         """
-        stored = list(self._stored(lines, report))
+        stored = list(stored_lines(lines, report, self._scope))
         with self._lock:
             self._report.lines += len(lines)
             self._report.stored += report.stored
@@ -76,13 +78,6 @@ class Account:
         for point in report.rejected:
             self._rejections.add(lines[point.text], code_of(point.cause), point.cause.message, chunk=point.chunk)
         self._index.add(stored)
-
-    def _stored(self, lines: Sequence[Line], report: IngestReport) -> Iterator[StoredLine]:
-        for number, (line, points) in enumerate(zip(lines, report.stored_of_texts, strict=True)):
-            key, content = line.key(self._scope), line.content()
-            if points and content is not None and isinstance(key, int | UUID):
-                where = IndexedLine(line.origin, line.number, line.id is not None)
-                yield StoredLine(where, _bytes_of(key), content, points, number in report.differing)
 
     def finish(self) -> None:
         """Compare all lines, and name those that the collection does not have as they were given.
@@ -98,26 +93,57 @@ class Account:
             self._report.replaced = standing.lost
         if self._report.lost:
             for lost in self._index.lost():
-                self._rejections.lost(lost, "differing" if self._keeps else "replaced", self._reason(lost))
-
-    def _reason(self, lost: LostLine) -> str:
-        """Why the collection does not have a line as it was given, with the other line of its point."""
-        if lost.other is None:
-            return "its point exists with another text or payload, and is kept"
-        what = f"{'its point is kept as given by' if self._keeps else 'replaced by'} {named(lost.other)}, which has"
-        if lost.line.has_id != lost.other.has_id:
-            with_id, without = ("it", "the other") if lost.other.has_id else ("this one", "it")
-            return f"{what} the same point: {with_id} has the id that is derived from the text of {without}"
-        shared = "id, and another text or payload" if lost.line.has_id else "text, no id, and another payload"
-        return f"{what} the same {shared}"
+                self._rejections.lost(
+                    lost,
+                    "differing" if self._keeps else "replaced",
+                    why_lost(lost, "" if lost.other is None else named(lost.other), keeps=self._keeps),
+                )
 
     def close(self) -> None:
         """Delete what is on disk. Idempotent."""
         self._index.close()
 
 
+def stored_lines(lines: Sequence[Line], report: IngestReport, scope: str) -> Iterator[StoredLine]:
+    """The lines of an ingest of which a point is stored or kept.
+
+    Args:
+        lines: the lines of an ingest.
+        report: the report of the ingest.
+        scope: name from which ids are derived.
+    """
+    for number, (line, points) in enumerate(zip(lines, report.stored_of_texts, strict=True)):
+        key, content = line.key(scope), line.content()
+        if points and content is not None and isinstance(key, int | UUID):
+            where = IndexedLine(line.origin, line.number, line.id is not None)
+            yield StoredLine(where, _bytes_of(key), content, points, number in report.differing)
+
+
+def why_lost(lost: LostLine, other: str, *, keeps: bool) -> str:
+    """Why the collection does not have a line as it was given.
+
+    Args:
+        lost: the line.
+        other: the line of its point that the collection has, for a person.
+        keeps: whether points that exist are kept.
+    """
+    if lost.other is None:
+        return "its point exists with another text or payload, and is kept"
+    what = f"{'its point is kept as given by' if keeps else 'replaced by'} {other}, which has"
+    if lost.line.has_id != lost.other.has_id:
+        with_id, without = ("it", "the other") if lost.other.has_id else ("this one", "it")
+        return f"{what} the same point: {with_id} has the id that is derived from the text of {without}"
+    shared = "id, and another text or payload" if lost.line.has_id else "text, no id, and another payload"
+    return f"{what} the same {shared}"
+
+
+def point_of(key: bytes) -> PointId:
+    """The id of the point of a key of the index."""
+    return int.from_bytes(key) if len(key) == _INTEGER_BYTES else UUID(bytes=key)
+
+
 def _bytes_of(point: PointId) -> bytes:
-    return point.to_bytes(8) if isinstance(point, int) else point.bytes
+    return point.to_bytes(_INTEGER_BYTES) if isinstance(point, int) else point.bytes
 
 
 def _for_line(message: str) -> str:

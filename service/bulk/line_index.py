@@ -72,10 +72,12 @@ class LostLine:
     Attributes:
         line: the line.
         other: the line of this load whose text and payload the point has instead; None if it is of no line.
+        key: id of its point or document.
     """
 
     line: IndexedLine
     other: IndexedLine | None
+    key: bytes
 
 
 @dataclass(slots=True)
@@ -175,13 +177,13 @@ class LineIndex:
     def lost(self) -> Iterator[LostLine]:
         """The lines that do not stand, in the order in which they were stored. `standing` comes before."""
         statement = (
-            "SELECT o.origin, l.number, l.has_id, p.origin, k.number, k.has_id FROM lost"
+            "SELECT o.origin, l.number, l.has_id, p.origin, k.number, k.has_id, l.key FROM lost"
             " JOIN lines l ON l.rowid = lost.line JOIN origins o ON o.rowid = l.origin"
             " LEFT JOIN lines k ON k.rowid = lost.other LEFT JOIN origins p ON p.rowid = k.origin ORDER BY lost.line"
         )
         with self._lock, _disk_errors():
             for row in self._database.execute(statement):
-                yield LostLine(_line(*row[:3]), None if row[3] is None else _line(*row[3:]))
+                yield LostLine(_line(*row[:3]), None if row[3] is None else _line(*row[3:6]), row[6])
 
     def close(self) -> None:
         """Delete the index. Idempotent."""

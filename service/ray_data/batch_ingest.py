@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 from embedder import Internal, InvalidRequest, Overloaded, WorkerError, whereabouts
+from service.bulk.account import stored_lines
 from service.bulk.line import BadLine, InputError, Line, as_json
 from service.bulk.line_batches import batches
 from service.bulk.line_ingest import LineIngest
@@ -29,6 +30,7 @@ class BatchIngest:
     def __init__(self, ingest: LineIngest, request: IngestRequest) -> None:
         self._ingest = ingest
         self._request = request
+        self._scope = request.id_scope or request.collection or ""
 
     async def __call__(self, rows: Iterable[Line | BadLine | FailedRow]) -> Outcome:
         """Store rows. Rows of the same point are stored in their order.
@@ -36,9 +38,8 @@ class BatchIngest:
         After a failure the other rows are left, and the outcome has its message. A missing column is a failure too.
         """
         outcome = Outcome()
-        scope = self._request.id_scope or self._request.collection or ""
         try:
-            for batch in batches(_documents(rows, outcome), scope):
+            for batch in batches(_documents(rows, outcome), self._scope):
                 await self._store(batch.lines, outcome)
                 if outcome.failure is not None:
                     break
@@ -58,14 +59,17 @@ class BatchIngest:
                 await self._store(lines[middle:], outcome)
             return
         if isinstance(failure, InvalidRequest):
+            outcome.rows += 1
             outcome.reject(FailedRow(as_json(lines[0]), code_of(failure), failure.message))
         elif failure is not None:
             outcome.failure = failure.message
         elif result is not None:
             report = result.report
+            outcome.rows += len(lines)
             outcome.stored += report.stored
             outcome.skipped += report.skipped
             outcome.tokens += result.tokens
+            outcome.stored_rows += stored_lines(lines, report, self._scope)
             for point in report.rejected:
                 row = as_json(lines[point.text])
                 outcome.reject(FailedRow(row, code_of(point.cause), point.cause.message, point.chunk))
@@ -86,8 +90,10 @@ def _documents(rows: Iterable[Line | BadLine | FailedRow], outcome: Outcome) -> 
     """The rows that are documents. The others are rejected."""
     for row in rows:
         if isinstance(row, BadLine):
+            outcome.rows += not row.is_part
             outcome.reject(FailedRow(as_json(row), code_for(InvalidRequest), row.message))
         elif isinstance(row, FailedRow):
+            outcome.rows += not row.is_part
             outcome.reject(row)
         else:
             yield row

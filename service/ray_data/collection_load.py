@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from embedder import WorkerError
 from service.bulk import LoadOptions, LoadReport
+from service.bulk.line_index import Standing
 from service.operations import LoadRequest, OngoingLoad, VectorOperations, VectorSource
 from service.operations.load_values import described
 from service.ray_data.outcome import Outcome
@@ -85,16 +86,25 @@ class CollectionLoad:
         if self._beating is not None:
             await self._beating
 
-    def end(self, outcome: Outcome) -> LoadReport:
+    def end(self, outcome: Outcome, standing: Standing) -> LoadReport:
         """End the load: the last of several builds the graph and sets the alias. An error becomes the `failure`.
 
         Args:
             outcome: what became of all rows.
+            standing: how the stored rows stand to the points of the collection.
         """
+        keeps = self._options.request.insert_only
         report = LoadReport(
+            lines=outcome.rows,
             stored=outcome.stored,
             skipped=outcome.skipped,
             rejected=outcome.rejected,
+            tokens=outcome.tokens,
+            points=standing.points,
+            repeated=standing.repeated,
+            replaced=0 if keeps else standing.lost,
+            differing=standing.lost if keeps else 0,
+            allow_lost=self._options.allow_lost,
             failure=outcome.failure or self.lost,
             alias=None if self._options.alias is None else False,
         )
@@ -118,8 +128,8 @@ class CollectionLoad:
         self._say("all rows are stored or rejected; building the index unless another load is under way")
         end = await load.end(
             self._stopping,
-            complete=options.allow_rejected or not report.rejected,
-            rejected=report.rejected,
+            complete=(options.allow_rejected or not report.rejected) and not report.lost,
+            rejected=report.rejected + report.lost,
             alias=options.alias if report.stored else None,
         )
         for other in end.others:
@@ -128,7 +138,8 @@ class CollectionLoad:
         if options.alias is not None:
             report.alias = options.alias in end.aliases
             if not report.alias:
-                self._say("the alias is not set: not all points of all loads are stored")
+                lost = "not all rows are stored as given" if report.lost else "not all points of all loads are stored"
+                self._say(f"the alias is not set: {lost}")
 
     def close(self) -> None:
         """Release the store. Idempotent."""

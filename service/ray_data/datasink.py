@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
+import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
 import ray
@@ -16,6 +17,7 @@ from ray.data.block import BlockAccessor
 
 from service.bulk import LoadReport
 from service.bulk.field_mapping import FieldOptions
+from service.bulk.line_index import IndexFullError, Standing
 from service.bulk.line_ingest import line_ingest
 from service.bulk.rejections import REJECTIONS_PRINTED_MAX
 from service.operations import VectorOperations, VectorSource
@@ -23,6 +25,7 @@ from service.ray_data.batch_ingest import BatchIngest
 from service.ray_data.collection_load import CollectionLoad
 from service.ray_data.options import DEFAULT_LOAD_ID, load_options
 from service.ray_data.outcome import Outcome, rejects_table
+from service.ray_data.stored_rows import RowAccount, SharedRows
 from service.ray_data.vector_rows import VectorRows
 from service.settings import Settings
 
@@ -49,10 +52,12 @@ class QdrantDatasink(Datasink[Outcome]):  # type: ignore[misc,unused-ignore]
         text_key: payload key of the text; None for that of the collection.
         insert_only: keep existing points unchanged.
         allow_rejected: set the alias even if rows were rejected.
+        allow_lost: set the alias even if rows were replaced by others of the same id or, with `insert_only`, differ
+            from points that were kept.
         defer_index: defer the HNSW graph even if the collection has points.
         load_id: name of this load among others into the collection; the next run of the same load has the same.
-        rejects: folder or URL that all machines reach, for rejected rows in Parquet; it must be empty. None prints the
-            first ones.
+        rejects: folder or URL that all machines reach, for rejected and replaced rows in Parquet; it must be empty.
+            None prints the first ones.
         fields: the columns of id, text and payload if they have other names.
         settings: the settings of the store; None reads them from the environment of the driver.
         say: prints a message; by default it is logged.
@@ -70,6 +75,7 @@ class QdrantDatasink(Datasink[Outcome]):  # type: ignore[misc,unused-ignore]
         text_key: str | None = None,
         insert_only: bool = False,
         allow_rejected: bool = False,
+        allow_lost: bool = False,
         defer_index: bool = False,
         load_id: str = DEFAULT_LOAD_ID,
         rejects: str | None = None,
@@ -85,6 +91,7 @@ class QdrantDatasink(Datasink[Outcome]):  # type: ignore[misc,unused-ignore]
             text_key=text_key,
             insert_only=insert_only,
             allow_rejected=allow_rejected,
+            allow_lost=allow_lost,
             defer_index=defer_index,
             load_id=load_id,
         )
@@ -92,6 +99,7 @@ class QdrantDatasink(Datasink[Outcome]):  # type: ignore[misc,unused-ignore]
         self._rows = VectorRows(source, fields)
         self._say = say
         self._load: CollectionLoad | None = None
+        self._stored_rows: RowAccount | None = None
         self.report: LoadReport | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -107,6 +115,7 @@ class QdrantDatasink(Datasink[Outcome]):  # type: ignore[misc,unused-ignore]
                 raise StoringFailedError("the folder of rejects must be empty; name another one")
         self._load = CollectionLoad(self._settings, self._source, self._options, self._say)
         self._load.begin()
+        self._stored_rows = SharedRows(keeps=self._options.request.insert_only)
 
     def write(self, blocks: Iterable[Any], ctx: Any) -> Outcome:
         """Store blocks. Called in a task.
@@ -123,6 +132,9 @@ class QdrantDatasink(Datasink[Outcome]):  # type: ignore[misc,unused-ignore]
             pyarrow.parquet.write_table(rejects_table(outcome.rejects), path, filesystem=system)
             outcome.rejects = []
         outcome.rejects = outcome.rejects[:REJECTIONS_PRINTED_MAX]
+        if self._stored_rows is not None:
+            self._stored_rows.add(outcome.stored_rows, ctx.task_idx)
+            outcome.stored_rows = []
         return outcome
 
     async def _store(self, blocks: Iterable[Any]) -> Outcome:
@@ -132,6 +144,7 @@ class QdrantDatasink(Datasink[Outcome]):  # type: ignore[misc,unused-ignore]
             outcome = await ingest(self._rows.documents(BlockAccessor.for_block(block).to_arrow()))
             total.count(outcome)
             total.rejects += outcome.rejects
+            total.stored_rows += outcome.stored_rows
             if total.failure is not None:
                 break
         return total
@@ -156,23 +169,48 @@ class QdrantDatasink(Datasink[Outcome]):  # type: ignore[misc,unused-ignore]
             self._say(f"rejected: {rejected['message']}")
         if self._load is None:  # a data set without a row
             self.on_write_start()
-        load, self._load = self._load, None
-        if load is None:
+        load, stored_rows = self._load, self._stored_rows
+        if load is None or stored_rows is None:
             return
-        self.report = load.end(total)
-        load.close()
+        try:
+            try:
+                standing = stored_rows.standing()
+            except (IndexFullError, ray.exceptions.RayError) as error:
+                total.failure, standing = str(getattr(error, "cause", error)), Standing()
+            self.report = load.end(total, standing)
+            if self.report.lost:
+                self._name(stored_rows.lost())
+        finally:
+            self._close()
         if self.report.failure is not None:
             raise StoringFailedError(self.report.failure)
 
+    def _name(self, lost: Iterator[pa.Table]) -> None:
+        """Write rows that others have replaced to the folder of rejects, or print the first ones."""
+        if self._rejects is None:
+            for row in next(lost).slice(0, REJECTIONS_PRINTED_MAX).to_pylist():
+                self._say(f"point {row['point']}: {row['message']}")
+            return
+        system, folder = pyarrow.fs.FileSystem.from_uri(self._rejects)
+        for number, table in enumerate(lost):
+            pyarrow.parquet.write_table(table, f"{folder}/lost-{number:06d}.parquet", filesystem=system)
+
+    def _close(self) -> None:
+        load, self._load = self._load, None
+        stored_rows, self._stored_rows = self._stored_rows, None
+        if load is not None:
+            load.close()
+        if stored_rows is not None:
+            stored_rows.close()
+
     def on_write_failed(self, error: Exception) -> None:
         """Release the store. Called in the driver; Ray raises the error."""
-        load, self._load = self._load, None
-        if load is not None:
-            self.report = load.end(Outcome(failure=str(getattr(error, "cause", error))))
-            load.close()
+        if self._load is not None:
+            self.report = self._load.end(Outcome(failure=str(getattr(error, "cause", error))), Standing())
+        self._close()
 
     def rejects(self) -> Dataset:
-        """The rejected rows in the folder of rejects: `code`, `message`, `chunk` and the `row` as JSON."""
-        if self._rejects is None or not self.report or not self.report.rejected:
+        """The rows in the folder of rejects: `code`, `message`, `chunk` and the `row` as JSON, or its `point`."""
+        if self._rejects is None or not self.report or not (self.report.rejected or self.report.lost):
             return ray.data.from_arrow(rejects_table(()))
         return ray.data.read_parquet(self._rejects)

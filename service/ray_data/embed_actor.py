@@ -93,6 +93,7 @@ class EmbedActor:
             raise ValueError(str(error)) from None  # an error that every process of the cluster can read
         pieces = await self._cut(lines, failed)
         documents: dict[int, EmbeddedDocument] = {}
+        failed_pieces: list[tuple[int, FailedRow]] = []
         for (index, piece), result in zip(pieces, await self._embedded([piece for _, piece in pieces]), strict=True):
             line = lines[index]
             if isinstance(result, Embedding):
@@ -100,7 +101,12 @@ class EmbedActor:
                 document.pieces.append(replace(piece.piece, text=0))
                 document.vectors.append(self._pooled(result))
             else:
-                failed.append(FailedRow(as_json(line), code_of(result), result.message, piece.piece.chunk))
+                row = FailedRow(as_json(line), code_of(result), result.message, piece.piece.chunk)
+                failed_pieces.append((index, row))
+        counted = set(documents)
+        for index, row in failed_pieces:
+            failed.append(replace(row, is_part=index in counted))
+            counted.add(index)
         return vector_table(list(documents.values()), failed, self._description)
 
     async def _cut(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import ray
 from ray.data import Dataset
@@ -13,19 +13,18 @@ from ray.data import Dataset
 from embedder import Kind, WorkerError
 from service.bulk import LoadReport
 from service.bulk.field_mapping import FieldOptions
+from service.bulk.line_index import IndexFullError, Standing
 from service.operations import Chunking
 from service.ray_data.actor_pool import ActorPool
 from service.ray_data.collection_load import CollectionLoad
 from service.ray_data.ingest_actor import IngestActor
 from service.ray_data.model_source import model_source
 from service.ray_data.options import DEFAULT_LOAD_ID, load_options
-from service.ray_data.outcome import Outcome, rejects_table
+from service.ray_data.outcome import REJECTS_BLOCK_MAX_ROWS, Outcome, rejects_table
+from service.ray_data.stored_rows import StoredRows
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
-
-REJECTS_BLOCK_ROWS: Final = 1000
-"""Rejected rows that are moved to Ray's object store together, so that the driver holds few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,8 @@ class LoadResult:
 
     Attributes:
         report: the counts, the failure and whether the alias was set.
-        rejects: the rejected rows: `code`, `message`, `chunk` and the `row` as JSON.
+        rejects: the rejected rows: `code`, `message`, `chunk` and the `row` as JSON; and those that another row
+            replaced, with the id of their `point`.
     """
 
     report: LoadReport
@@ -52,6 +52,7 @@ def load(
     text_key: str | None = None,
     insert_only: bool = False,
     allow_rejected: bool = False,
+    allow_lost: bool = False,
     defer_index: bool = False,
     load_id: str = DEFAULT_LOAD_ID,
     fields: FieldOptions = FieldOptions(),  # noqa: B008 - it is frozen
@@ -74,6 +75,8 @@ def load(
         text_key: payload key of the text; None for that of the collection.
         insert_only: keep existing points unchanged, and do not embed them.
         allow_rejected: set the alias even if rows were rejected.
+        allow_lost: set the alias even if rows were replaced by others of the same id or, with `insert_only`, differ
+            from points that were kept.
         defer_index: defer the HNSW graph even if the collection has points.
         load_id: name of this load among others into the collection; the next run of the same load has the same.
         fields: the columns of id, text and payload if they have other names.
@@ -97,6 +100,7 @@ def load(
         text_key=text_key,
         insert_only=insert_only,
         allow_rejected=allow_rejected,
+        allow_lost=allow_lost,
         defer_index=defer_index,
         load_id=load_id,
     )
@@ -108,9 +112,12 @@ def load(
             fn_constructor_args=(chosen, options.request, fields),
             **pool.arguments,
         )
-        account = _Account(say, lambda: collection_load.lost)
-        account.read(outcomes)
-        return LoadResult(collection_load.end(account.total), account.rejects())
+        with StoredRows(keeps=insert_only) as stored_rows:
+            account = _Account(stored_rows, say, lambda: collection_load.lost)
+            account.read(outcomes)
+            standing = account.standing()
+            report = collection_load.end(account.total, standing)
+            return LoadResult(report, account.rejects(named_lost=report.lost > 0))
     finally:
         collection_load.close()
 
@@ -119,13 +126,16 @@ class _Account:
     """Adds up the outcomes of all batches in the driver.
 
     Args:
-        say: prints a message; by default it is logged.
+        stored_rows: takes the stored rows.
+        say: prints a message.
+        lost: why the load must not go on; None if it may.
 
     Attributes:
-        total: counts of all rows, without the rejected rows.
+        total: counts of all rows, without the rows.
     """
 
-    def __init__(self, say: Callable[[str], None], lost: Callable[[], str | None]) -> None:
+    def __init__(self, stored_rows: StoredRows, say: Callable[[str], None], lost: Callable[[], str | None]) -> None:
+        self._stored_rows = stored_rows
         self._say = say
         self._lost = lost
         self.total = Outcome()
@@ -138,8 +148,9 @@ class _Account:
             for table in outcomes.iter_batches(batch_size=None, batch_format="pyarrow"):
                 outcome = Outcome.of_table(table)
                 self.total.count(outcome)
+                self._stored_rows.add(outcome.stored_rows)
                 self._rejects += outcome.rejects
-                if len(self._rejects) >= REJECTS_BLOCK_ROWS:
+                if len(self._rejects) >= REJECTS_BLOCK_MAX_ROWS:
                     self._flush()
                 self.total.failure = self.total.failure or self._lost()
                 if self.total.failure is not None:
@@ -147,14 +158,30 @@ class _Account:
                 self._say(f"points: {self.total.points}, rejected: {self.total.rejected}")
         except ray.exceptions.RayError as error:
             self.total.failure = failure_of(error)
+        except IndexFullError as error:
+            self.total.failure = str(error)
 
     def _flush(self) -> None:
         self._refs.append(ray.put(rejects_table(self._rejects)))
         self._rejects = []
 
-    def rejects(self) -> Dataset:
-        """The rejected rows."""
+    def standing(self) -> Standing:
+        """How the stored rows stand to the points of the collection. A failure becomes that of the load."""
+        try:
+            return self._stored_rows.standing()
+        except IndexFullError as error:
+            self.total.failure = self.total.failure or str(error)
+            return Standing()
+
+    def rejects(self, *, named_lost: bool) -> Dataset:
+        """The rejected rows.
+
+        Args:
+            named_lost: add the rows that others have replaced.
+        """
         self._flush()
+        if named_lost:
+            self._refs += [ray.put(table) for table in self._stored_rows.lost()]
         return ray.data.from_arrow_refs(self._refs)
 
 

@@ -23,6 +23,7 @@ def load_options(
     text_key: str | None = None,
     insert_only: bool = False,
     allow_rejected: bool = False,
+    allow_lost: bool = False,
     defer_index: bool = False,
     load_id: str = DEFAULT_LOAD_ID,
 ) -> LoadOptions:
@@ -41,9 +42,16 @@ def load_options(
         pool_colbert=pool_colbert,
         text_key=text_key,
         insert_only=insert_only,
+        compare_kept=insert_only and not allow_lost,
     )
     return LoadOptions(
-        request, collection, alias, allow_rejected=allow_rejected, defer_index=defer_index, load_id=load_id
+        request,
+        collection,
+        alias,
+        allow_rejected=allow_rejected,
+        allow_lost=allow_lost,
+        defer_index=defer_index,
+        load_id=load_id,
     )
 
 

@@ -11,6 +11,7 @@
 | `chunk`, `start`, `end` | lists of int32 | numbers of the chunks, and their spans in the text in characters |
 | `error_code`, `error_message` | strings | why a row, or a chunk of it, has no vectors |
 | `error_chunk`, `error_row` | int32, string | number of that chunk, and the row as JSON |
+| `error_part` | bool | whether the document of that chunk is counted with another row |
 
 A document in chunks is one row, so that its chunks are stored together: its vectors are lists of those above.
 """
@@ -46,6 +47,7 @@ _ERRORS: Final = pa.schema(
         ("error_message", pa.string()),
         ("error_chunk", pa.int32()),
         ("error_row", pa.string()),
+        ("error_part", pa.bool_()),
     ]
 )
 
@@ -94,6 +96,7 @@ def vector_table(
         "error_message": [row.message for row in failed],
         "error_chunk": [row.chunk for row in failed],
         "error_row": [None if row.row is None else row.row.decode(errors="replace") for row in failed],
+        "error_part": [row.is_part for row in failed],
     }
     columns = [
         pa.array(errors[column.name], column.type) if column.name in errors else pa.nulls(len(failed), column.type)
@@ -176,7 +179,7 @@ class VectorRows:
 
 def _failed(row: Mapping[str, Any]) -> FailedRow:
     raw = None if row["error_row"] is None else row["error_row"].encode(errors="replace")
-    return FailedRow(raw, row["error_code"], row["error_message"], row["error_chunk"])
+    return FailedRow(raw, row["error_code"], row["error_message"], row["error_chunk"], row["error_part"])
 
 
 def _exploded(batch: pa.RecordBatch, layout: FileLayout) -> pa.RecordBatch:

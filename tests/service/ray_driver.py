@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -23,46 +24,52 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     """Load the rows of a task; returns the report.
 
     Args:
-        task: `address` of the cluster, `settings`, number of `rows`, `collection`, and the arguments of `load` in
+        task: `address` of the cluster, `settings`, arguments of `rows`, `collection`, and the arguments of `load` in
             `options`. With `sink` the rows are embedded by `embed_dataset` and stored by a `QdrantDatasink`.
     """
     ray.init(address=task["address"], logging_level=logging.ERROR, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     settings = Settings.from_environment(task["settings"])
-    ds = ray.data.from_items(rows(task["rows"]), override_num_blocks=task["rows"] // BLOCK_ROWS)
+    items = rows(**task["rows"])
+    ds = ray.data.from_items(items, override_num_blocks=len(items) // BLOCK_ROWS)
     options = dict(task.get("options", {}))
     if "chunk" in options:
         options["chunk"] = Chunking(*options["chunk"])
     pool = ActorPool(size=2, num_cpus=0.4, batch_size=BLOCK_ROWS)
-    if not task.get("sink"):
-        result = load(ds, task["collection"], pool=pool, settings=settings, **options)
-        report, rejects = result.report, result.rejects
-    else:
-        embedded = embed_dataset(ds, pool=pool, settings=settings, chunk=options.pop("chunk", None))
-        sink = QdrantDatasink(task["collection"], model_source(settings), settings=settings, **options)
-        embedded.write_datasink(sink, ray_remote_args={"num_cpus": 0.1})
-        assert sink.report is not None
-        report, rejects = sink.report, sink.rejects()
+    with TemporaryDirectory() as folder:
+        if not task.get("sink"):
+            result = load(ds, task["collection"], pool=pool, settings=settings, **options)
+            report, rejects = result.report, result.rejects
+        else:
+            embedded = embed_dataset(ds, pool=pool, settings=settings, chunk=options.pop("chunk", None))
+            source = model_source(settings)
+            sink = QdrantDatasink(task["collection"], source, settings=settings, rejects=folder, **options)
+            embedded.write_datasink(sink, ray_remote_args={"num_cpus": 0.1})
+            assert sink.report is not None
+            report, rejects = sink.report, sink.rejects()
+        counts = ("lines", "stored", "skipped", "rejected", "repeated", "replaced", "points", "failure", "alias")
+        return {**{name: getattr(report, name) for name in counts}, "rejects": rejects.take_all()}
+
+
+def rows(count: int, repeated: int = 0, replaced: int = 0) -> list[dict[str, Any]]:
+    """The rows of every load, of which each tenth has no id.
+
+    Args:
+        count: number of different points.
+        repeated: number of rows that are there again, in other blocks than the first time.
+        replaced: number of further rows that have the id of another one and another payload, also in other blocks.
+    """
+    again = [_row(number) for number in range(repeated)]
+    other = [{**_row(count - 1 - 2 * number), "payload": {"number": -number}} for number in range(replaced)]
+    return [*other, *(_row(number) for number in range(count)), *again]
+
+
+def _row(number: int) -> dict[str, Any]:
     return {
-        "stored": report.stored,
-        "skipped": report.skipped,
-        "rejected": report.rejected,
-        "failure": report.failure,
-        "alias": report.alias,
-        "rejects": rejects.take_all(),
+        "id": None if number % 10 == 0 else f"row {number}",
+        "text": " ".join(f"word{(number * 7919 + place * 104729) % 997}" for place in range(40)),
+        "payload": {"number": number},
     }
-
-
-def rows(count: int) -> list[dict[str, Any]]:
-    """The rows of every load, of which each tenth has no id."""
-    return [
-        {
-            "id": None if number % 10 == 0 else f"row {number}",
-            "text": " ".join(f"word{(number * 7919 + place * 104729) % 997}" for place in range(40)),
-            "payload": {"number": number},
-        }
-        for number in range(count)
-    ]
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from embedder import Embedder, NotFound
-from qdrant_sink import Store, open_server
+from qdrant_sink import Store, open_server, point_id
 from service.bulk import BulkLoad, LoadOptions
 from service.bulk.line import Line
 from service.operations import Chunking, IngestRequest, Operations
@@ -22,7 +23,9 @@ from tests.service.ray_driver import rows
 
 pytestmark = pytest.mark.slow
 
-ROWS = 3000
+ROWS = 2000
+REPEATED = 300
+ALIAS = "notes"
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +55,48 @@ def store(server: dict[str, str]) -> Iterator[Store]:
 
 
 class Place(NamedTuple):
-    """Where a test loads: the cluster, the settings of its workers, their store, and a name that no other test uses."""
+    """Where a test loads: the cluster, the settings of its workers, their store, and a new collection.
+
+    The alias is the same in all tests, so that the points have the ids of one expected load.
+    """
 
     cluster: RayCluster
     server: dict[str, str]
     store: Store
-    name: str
+    collection: str
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the alias leads to the collection."""
+        return self.store.collection_of(ALIAS) == self.collection
 
 
 @pytest.fixture
 def place(cluster: RayCluster, server: dict[str, str], store: Store) -> Place:
-    """A cluster of two nodes, and a new name."""
+    """A cluster of two nodes, and the name of a collection that does not exist."""
     cluster.ensure_nodes(1)
     return Place(cluster, server, store, f"notes-{uuid4().hex[:8]}")
+
+
+@pytest.fixture(scope="module")
+def expected(server: dict[str, str], embedder: Embedder) -> Callable[..., dict[Any, Any]]:
+    """The points of a load of one process without any disturbance, into another collection."""
+
+    @cache
+    def loaded(chunk: Chunking | None = None) -> dict[Any, Any]:
+        collection = f"expected-{uuid4().hex[:8]}"
+        settings = Settings.from_environment(server)
+        store = open_server(settings.qdrant_url or "", None, grpc_port=settings.qdrant_grpc_port)
+        core = Operations(settings, embedder, store)
+        request = IngestRequest([""], collection=collection, id_scope=ALIAS, chunk=chunk)
+        lines = (Line(number, row["text"], row["id"], row["payload"]) for number, row in enumerate(rows(ROWS)))
+        report = BulkLoad(core, LoadOptions(request, collection), None, lambda _message: None).run(lines)
+        assert report.failure is None
+        held = points(store, collection)
+        store.close()
+        return held
+
+    return loaded
 
 
 def points(store: Store, collection: str) -> dict[Any, tuple[dict[str, Any], Any]]:
@@ -97,17 +129,6 @@ def assert_equal(got: dict[Any, Any], expected: dict[Any, Any]) -> None:
         assert np.allclose(dense, expected[key][1], atol=1e-3)
 
 
-def undisturbed(place: Place, embedder: Embedder, chunk: Chunking | None = None) -> dict[Any, Any]:
-    """The points of a load of one process without any disturbance, into another collection."""
-    collection = f"{place.name}-expected"
-    core = Operations(Settings.from_environment(place.server), embedder, place.store)
-    request = IngestRequest([""], collection=collection, id_scope=place.name, chunk=chunk)
-    lines = (Line(number, row["text"], row["id"], row["payload"]) for number, row in enumerate(rows(ROWS)))
-    report = BulkLoad(core, LoadOptions(request, collection), None, lambda _message: None).run(lines)
-    assert report.failure is None
-    return points(place.store, collection)
-
-
 def count(store: Store, collection: str) -> int:
     """The number of points; 0 if there is no collection yet."""
     with suppress(NotFound):
@@ -115,57 +136,75 @@ def count(store: Store, collection: str) -> int:
     return 0
 
 
-@pytest.mark.parametrize("killed", ["nothing", "an actor", "a node"])
-def test_a_load_survives(killed: str, place: Place, embedder: Embedder) -> None:
-    """A load finishes although an actor or a machine is lost, and counts every row once."""
-    cluster, server, store, name = place
-    expected = undisturbed(place, embedder)
+@pytest.mark.parametrize("killed", ["an actor", "a node"])
+def test_a_load_survives(killed: str, place: Place, expected: Callable[..., dict[Any, Any]]) -> None:
+    """A load finishes although an actor or a machine is lost, and counts every row once, repeated ones as such."""
+    cluster, server, store, collection = place
+    wanted = expected()
 
     def disturb() -> None:
-        wait_until(lambda: count(store, f"{name}-v1") > ROWS // 10)
+        wait_until(lambda: count(store, collection) > ROWS // 10)
         if killed == "an actor":
             cluster.kill_actor("IngestActor")
-        elif killed == "a node":
+        else:
             cluster.kill_node()
 
-    report = cluster.run(disturb, settings=server, rows=ROWS, collection=f"{name}-v1", options={"alias": name})
-    counts = {"stored": ROWS, "skipped": 0, "rejected": 0}
+    given = {"count": ROWS, "repeated": REPEATED}
+    report = cluster.run(disturb, settings=server, rows=given, collection=collection, options={"alias": ALIAS})
+    counts = {"lines": ROWS + REPEATED, "stored": ROWS + REPEATED, "skipped": 0, "rejected": 0}
+    counts |= {"points": ROWS, "repeated": REPEATED, "replaced": 0}
     assert report == {**counts, "failure": None, "alias": True, "rejects": []}
-    assert store.collection_of(name) == f"{name}-v1"
-    assert_equal(points(store, name), expected)
+    assert place.is_served
+    assert_equal(points(store, collection), wanted)
 
 
-def test_a_killed_driver(place: Place, embedder: Embedder) -> None:
+@pytest.mark.parametrize("sink", [False, True])
+def test_rows_that_replace_others_are_counted_and_named(sink: bool, place: Place) -> None:
+    """Two rows of one id and different payloads in different batches: one is named, and the alias does not move."""
+    cluster, server, store, collection = place
+    given = {"count": 400, "repeated": 0, "replaced": 50}
+    report = cluster.run(settings=server, rows=given, collection=collection, sink=sink, options={"alias": ALIAS})
+    assert (report["stored"], report["points"], report["replaced"], report["repeated"]) == (450, 400, 50, 0)
+    assert (report["failure"], report["alias"], store.count(collection)) == (None, False, 400)
+    named = {(row["code"], row["message"]) for row in report["rejects"]}
+    assert named == {("replaced", "replaced by another row, which has the same id, and another text or payload")}
+    ids = {f"row {number}" for number in range(301, 400, 2)}
+    assert {row["point"] for row in report["rejects"]} == {str(point_id(identity, ALIAS)) for identity in ids}
+
+
+def test_a_killed_driver(place: Place, expected: Callable[..., dict[Any, Any]]) -> None:
     """After the driver was killed, the same load goes on, stores only what is missing, and then moves the alias."""
-    cluster, server, store, name = place
-    expected = undisturbed(place, embedder)
-    options = {"alias": name, "insert_only": True}
-    task: dict[str, Any] = {"settings": server, "rows": ROWS, "collection": f"{name}-v1", "options": options}
+    cluster, server, store, collection = place
+    wanted = expected()
+    options = {"alias": ALIAS, "insert_only": True}
+    task: dict[str, Any] = {"settings": server, "rows": {"count": ROWS}, "collection": collection, "options": options}
     driver = cluster.driver(**task)
     try:
-        wait_until(lambda: count(store, f"{name}-v1") > ROWS // 5)
+        wait_until(lambda: count(store, collection) > ROWS // 5)
     finally:
         kill(driver)
-    assert store.collection_of(name) is None
+    assert not place.is_served
     report = cluster.run(**task)
     assert report["failure"] is None
-    assert (report["stored"], report["rejected"], report["alias"]) == (ROWS, 0, True)
+    assert (report["stored"], report["points"], report["rejected"], report["alias"]) == (ROWS, ROWS, 0, True)
     assert report["skipped"] > ROWS // 10
-    assert_equal(points(store, name), expected)
+    assert_equal(points(store, collection), wanted)
 
 
 @pytest.mark.parametrize("chunk", [None, (32, 4)])
-def test_a_sink_survives(chunk: tuple[int, int] | None, place: Place, embedder: Embedder) -> None:
+def test_a_sink_survives(chunk: tuple[int, int] | None, place: Place, expected: Callable[..., dict[Any, Any]]) -> None:
     """Rows that are embedded and then stored by the sink are those of a bulk load, also if a machine is lost."""
-    cluster, server, store, name = place
-    expected = undisturbed(place, embedder, None if chunk is None else Chunking(*chunk))
+    cluster, server, store, collection = place
+    wanted = expected(None if chunk is None else Chunking(*chunk))
 
     def disturb() -> None:
-        wait_until(lambda: count(store, f"{name}-v1") > ROWS // 10)
+        wait_until(lambda: count(store, collection) > ROWS // 10)
         cluster.kill_node()
 
-    options = {"alias": name, **({} if chunk is None else {"chunk": chunk})}
-    report = cluster.run(disturb, settings=server, rows=ROWS, collection=f"{name}-v1", sink=True, options=options)
+    given = {"count": ROWS, "repeated": REPEATED}
+    options = {"alias": ALIAS, **({} if chunk is None else {"chunk": chunk})}
+    report = cluster.run(disturb, settings=server, rows=given, collection=collection, sink=True, options=options)
     assert report["failure"] is None
-    assert (report["stored"], report["rejected"], report["alias"]) == (len(expected), 0, True)
-    assert_equal(points(store, name), expected)
+    assert (report["points"], report["repeated"], report["replaced"]) == (len(wanted), REPEATED, 0)
+    assert (report["rejected"], report["alias"]) == (0, True)
+    assert_equal(points(store, collection), wanted)

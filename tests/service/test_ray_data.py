@@ -14,15 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedder import KINDS, Embedder, InvalidRequest, Kind
-from qdrant_sink import ModelIdentity, Store, open_server
+from qdrant_sink import ModelIdentity, Refusal, Store, open_server, point_id
 from service.bulk.field_mapping import FieldOptions
-from service.operations import Chunking, Operations, VectorSource
-from service.ray_data import QdrantDatasink
+from service.bulk.line import NO_FILE
+from service.bulk.line_index import IndexedLine, StoredLine
+from service.operations import Chunking, EncodedPiece, Operations, VectorSource
+from service.ray_data import QdrantDatasink, datasink
 from service.ray_data.datasink import StoringFailedError
 from service.ray_data.embed_actor import EmbedActor, EmbedOptions
 from service.ray_data.ingest_actor import IngestActor
 from service.ray_data.options import load_options
-from service.ray_data.outcome import Outcome
+from service.ray_data.outcome import FailedRow, Outcome
+from service.ray_data.stored_rows import StoredRows
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT
 from tests.sink.grpc_double import GrpcDouble
@@ -60,6 +63,12 @@ def source(embedder: Embedder) -> VectorSource:
     return VectorSource(KINDS, embedder.hidden_size, embedder.colbert_size, ModelIdentity("mini", embedder.revision))
 
 
+@pytest.fixture(autouse=True)
+def rows_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the account of a sink in this process, without an actor."""
+    monkeypatch.setattr(datasink, "SharedRows", StoredRows)
+
+
 def text(number: int, words: int = 12) -> str:
     """A text."""
     return " ".join(WORDS[(number * 7 + place) % len(WORDS)] for place in range(words)) + f" {number}"
@@ -89,11 +98,18 @@ def embedded(
     return asyncio.run(EmbedActor(settings, EmbedOptions(kinds=tuple(kinds), chunk=chunk))(rows))
 
 
-def written(sink: QdrantDatasink, *blocks: pa.Table) -> None:
-    """Write blocks as the driver and the tasks of Ray do, each block in a task of its own."""
+def written(sink: QdrantDatasink, *blocks: pa.Table, attempts: int = 1) -> None:
+    """Write blocks as the driver and the tasks of Ray do, each block in a task of its own.
+
+    Args:
+        sink: the sink.
+        blocks: the blocks.
+        attempts: how often each task runs, whose last outcome counts.
+    """
     sink.on_write_start(blocks[0].schema)
     try:
-        returns = [sink.write([block], SimpleNamespace(task_idx=number)) for number, block in enumerate(blocks)]
+        for _ in range(attempts):
+            returns = [sink.write([block], SimpleNamespace(task_idx=number)) for number, block in enumerate(blocks)]
     except StoringFailedError as error:
         sink.on_write_failed(error)
         raise
@@ -143,10 +159,80 @@ def test_the_last_row_of_a_point_wins(settings: Settings, store: Store) -> None:
 
 
 def test_an_outcome_survives_its_table() -> None:
-    """The counts of several batches add up, and their rejected rows are kept."""
-    first, second = Outcome(stored=3, skipped=1, tokens=20), Outcome(stored=2, failure="the store is gone")
+    """The counts of several batches add up, and their stored and rejected rows are kept."""
+    rows = [StoredLine(IndexedLine(NO_FILE, 0, has_id), b"key", b"content", 2, not has_id) for has_id in (True, False)]
+    first = Outcome(rows=3, stored=3, skipped=1, tokens=20, stored_rows=rows)
+    second = Outcome(rows=3, stored=2, failure="the store is gone", stored_rows=rows[:1])
+    second.reject(FailedRow(b"{}", "invalid_id", "it is negative", 1))
     combined = Outcome.of_table(pa.concat_tables([first.table(), second.table()]))
-    assert combined == Outcome(stored=5, skipped=1, tokens=20, failure="the store is gone")
+    assert combined == Outcome(
+        rows=6,
+        stored=5,
+        skipped=1,
+        tokens=20,
+        rejected=1,
+        failure="the store is gone",
+        rejects=second.rejects,
+        stored_rows=[*rows, rows[0]],
+    )
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_rows_that_replace_others_keep_the_alias_where_it_is(
+    attempts: int, settings: Settings, store: Store, source: VectorSource, tmp_path: Path
+) -> None:
+    """Rows of one id in two tasks are counted, once if the tasks run again, and named by their point."""
+    first, second = table([1, 2, 3]), pa.concat_tables([table([1]), table([2]).set_column(1, "text", [["other"]])])
+    blocks = [embedded(settings, rows) for rows in (first, second)]
+    sink = QdrantDatasink("notes", source, alias="current", rejects=str(tmp_path / "rejects"), settings=settings)
+    written(sink, *blocks, attempts=attempts)
+    assert sink.report is not None
+    assert (sink.report.lines, sink.report.points, sink.report.repeated, sink.report.replaced) == (5, 3, 1, 1)
+    assert (sink.report.alias, sink.report.status) == (False, 1)
+    assert store.collection_of("current") is None
+    [lost] = pq.read_table(tmp_path / "rejects").to_pylist()
+    assert (lost["code"], lost["point"]) == ("replaced", str(point_id("row 2", "current")))
+    assert lost["message"] == "replaced by another row, which has the same id, and another text or payload"
+
+
+def test_rows_may_replace_others(settings: Settings, store: Store, source: VectorSource) -> None:
+    """With `allow_lost` the alias moves, and the report still counts the rows."""
+    blocks = [embedded(settings, rows) for rows in (table([1]), table([1], words=13))]
+    sink = QdrantDatasink("notes", source, alias="current", allow_lost=True, settings=settings)
+    written(sink, *blocks)
+    assert sink.report is not None
+    assert (sink.report.replaced, sink.report.alias, sink.report.status) == (1, True, 0)
+    assert store.collection_of("current") == "notes"
+
+
+def test_rows_that_differ_from_kept_points(settings: Settings, store: Store, source: VectorSource) -> None:
+    """With `insert_only` a row whose point exists with another text is `differing`, and printed without a folder."""
+    written(QdrantDatasink("notes", source, settings=settings), embedded(settings, table([1, 2])))
+    said: list[str] = []
+    sink = QdrantDatasink("notes", source, insert_only=True, settings=settings, say=said.append)
+    written(sink, embedded(settings, pa.concat_tables([table([1]), table([2], words=13)])))
+    assert sink.report is not None
+    assert (sink.report.skipped, sink.report.differing, sink.report.replaced) == (2, 1, 0)
+    assert said[-1] == (
+        f"point {point_id('row 2', 'notes')}: its point exists with another text or payload, and is kept"
+    )
+
+
+def test_documents_are_counted_once(settings: Settings, source: VectorSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document of which one chunk, or each, cannot be embedded is one row of the report."""
+    cut = EmbedActor._too_long
+
+    def too_long(self: EmbedActor, piece: EncodedPiece) -> Refusal | None:
+        refused = piece.piece.text == 1 or (piece.piece.text == 0 and piece.piece.chunk == 1)
+        return Refusal("colbert_too_long", "it is too long") if refused else cut(self, piece)
+
+    monkeypatch.setattr(EmbedActor, "_too_long", too_long)
+    rows = embedded(settings, table([1, 2, 3], words=80), Chunking(32, 4))
+    sink = QdrantDatasink("notes", source, settings=settings)
+    written(sink, rows)
+    assert sink.report is not None
+    assert sink.report.lines == 3
+    assert sink.report.rejected > 2
 
 
 @pytest.mark.parametrize("chunk", [None, Chunking(32, 4)])
