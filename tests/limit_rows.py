@@ -275,6 +275,8 @@ INTERNAL: Final[Mapping[str, tuple[str, ...]]] = {
         "embedder.engines.page_locked:LENT_MAX_BYTES",
         "embedder.engines.shared_cores:TRIAL_INTERVAL_MAX_S",
         "embedder.engines.shared_cores:WAITED_MAX_SHARE",
+        "embedder.model.int8:_PAIR_MAX",
+        "embedder.model.int8:_WEIGHT_MAX",
         "embedder.model.attention:_FLASH_HEAD_MAX_WIDTH",
         "embedder.model.graphs:CAPTURE_MAX_S",
         "embedder.model.row_pieces:_EXACT_MAX",

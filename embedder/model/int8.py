@@ -2,7 +2,8 @@
 
 So a text's vectors do not depend on the texts beside it. A product is oneDNN's where the processor multiplies int8
 itself (AVX512-VNNI, AMX). With AVX2 alone FBGEMM is three to five times as fast for a few rows: which one this machine
-gets is measured once.
+gets is measured once. AVX2 adds products in pairs in 16 bits, which no pair may overflow: there weights have fewer
+bits, as many as the largest pair of a channel leaves them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Final, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from embedder.errors import ConfigurationError
 from embedder.model.one_core import quickest_runs
@@ -29,7 +31,12 @@ _SCALE_MIN = 1e-12
 _QUANTISED_ROWS = 256
 """Rows that are quantised together: fresh memory for a whole layer's weights costs more than the arithmetic."""
 _DECISIVE_FACTOR = 4 / 3
-"""Speed factor from which FBGEMM, whose activations have 7 bits, is preferred to oneDNN."""
+"""Speed factor from which FBGEMM, whose weights have fewer bits, is preferred to oneDNN."""
+_WEIGHT_MAX = 127
+_PAIR_MAX = 128
+"""Sum of two neighbouring weights of one sign, as integers, where pairs of products are added in 16 bits."""
+_PAIRED_HIGHEST = 254
+"""Largest activation there: 254 x 129 = 32 766 fits into 16 bits, and rounding makes a pair larger by 1 at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +67,13 @@ Product = Callable[[Tensor], tuple[Tensor, Tensor]]
 """x [T, K] -> y [T, N], the product without the scale of its rows, in new memory, and that scale [T, 1]."""
 
 
+def _adds_pairs(library: Library) -> bool:
+    """Whether a library adds products in pairs in 16 bits on this processor."""
+    return library == "fbgemm" or not torch.cpu._is_vnni_supported()  # noqa: SLF001 - torch says so nowhere in public
+
+
 def _onednn_product(narrow: Tensor, scale: Tensor, *, after_gelu: bool) -> Product:
-    # Without VNNI pairs of products are added up in 16 bits: 7 bits of activation keep them from saturating.
-    integers = _Range.of(255 if torch.cpu._is_vnni_supported() else 127, after_gelu=after_gelu)  # noqa: SLF001
+    integers = _Range.of(_PAIRED_HIGHEST if _adds_pairs("onednn") else 255, after_gelu=after_gelu)
     packed = torch.ops.onednn.qlinear_prepack(narrow, None)
     zeros = torch.zeros(len(scale), dtype=torch.int64)
     shift = torch.full((narrow.shape[1],), integers.zero + 0.5)  # the half makes truncation round
@@ -80,7 +91,7 @@ def _onednn_product(narrow: Tensor, scale: Tensor, *, after_gelu: bool) -> Produ
 
 def _fbgemm_product(narrow: Tensor, scale: Tensor, *, after_gelu: bool) -> Product:
     """FBGEMM's product, which quantises its input itself; with the scale 1, since each row is divided by its own."""
-    integers = _Range.of(127, after_gelu=after_gelu)  # its sums of pairs have 16 bits
+    integers = _Range.of(_PAIRED_HIGHEST, after_gelu=after_gelu)
     with _fbgemm_packs():
         weight = torch._make_per_channel_quantized_tensor(  # noqa: SLF001 - has no public name
             narrow, scale.double(), torch.zeros(len(scale), dtype=torch.int64), 0
@@ -123,7 +134,7 @@ def int8_product(
 ) -> Callable[[Tensor], Tensor]:
     """Y = s_t s_n (q_t - z) . q_n + b: symmetric int8 weights q_n, unsigned activations q_t with one zero point z.
 
-    s_n = max|w_n| / 127 per output channel; s_t is the smallest scale that holds row t of the input.
+    s_n and s_t are the smallest scales that hold output channel n of the weights and row t of the input.
 
     Args:
         weight: float32 [N, K], on the CPU.
@@ -139,18 +150,35 @@ def int8_product(
     """
     if platform.machine() not in ("x86_64", "AMD64") or not has_onednn("float32"):
         raise ConfigurationError("DTYPE=int8 needs an x86-64 processor and a torch with oneDNN; use auto or float32")
-    scale = torch.maximum(weight.amax(dim=1), weight.amin(dim=1).neg_()).clamp_(min=_SCALE_MIN).div_(127.0)  # [N]
-    narrow = torch.empty(weight.shape, dtype=torch.int8)
-    for first in range(0, len(weight), _QUANTISED_ROWS):
-        part = slice(first, first + _QUANTISED_ROWS)
-        narrow[part] = (weight[part] / scale[part, None]).round_()
-    product = _PRODUCTS[library or fastest_library()](narrow, scale, after_gelu=after_gelu)
+    library = library or fastest_library()
+    narrow, scale = _quantised(weight, paired=_adds_pairs(library))
+    product = _PRODUCTS[library](narrow, scale, after_gelu=after_gelu)
 
     def apply(x: Tensor) -> Tensor:
         y, row = product(x)
         return torch.addcmul(bias, y, row, out=y)
 
     return apply
+
+
+def _quantised(weight: Tensor, *, paired: bool) -> tuple[Tensor, Tensor]:
+    """The weights as int8 [N, K], and the scale of each channel [N]; `paired` bounds the sums of pairs."""
+    narrow, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+    for first in range(0, len(weight), _QUANTISED_ROWS):
+        rows = weight[first : first + _QUANTISED_ROWS]
+        largest = torch.maximum(rows.amax(dim=1), rows.amin(dim=1).neg_()).div_(_WEIGHT_MAX)
+        if paired:
+            torch.maximum(largest, _largest_pairs(rows).div_(_PAIR_MAX), out=largest)
+        scale[first : first + len(rows)] = largest.clamp_(min=_SCALE_MIN)
+        narrow[first : first + len(rows)] = (rows / largest[:, None]).round_()
+    return narrow, scale
+
+
+def _largest_pairs(rows: Tensor) -> Tensor:
+    """[N]: of the weights 2 i and 2 i + 1 of each channel, the largest sum of what has one sign."""
+    pairs = functional.pad(rows, (0, rows.shape[1] % 2)).view(len(rows), -1, 2)
+    above, below = pairs.clamp(min=0).sum(dim=2), pairs.clamp(max=0).sum(dim=2)
+    return torch.maximum(above.amax(dim=1), below.amin(dim=1).neg_())
 
 
 @cache
