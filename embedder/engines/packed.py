@@ -17,6 +17,7 @@ from embedder.engines.calibration import products_attend_faster
 from embedder.engines.cuda import CudaLauncher
 from embedder.engines.devices import device_errors, memory_share
 from embedder.engines.engine import EncodedBatch, PendingBatch, ReadyBatch, TokenBatch, YieldPoint
+from embedder.engines.freed_memory import keep_freed_memory
 from embedder.engines.inputs import Inputs
 from embedder.engines.outputs import HeadInputs
 from embedder.engines.shared_cores import shared_cores
@@ -59,6 +60,8 @@ class PackedEngine:
         if device == "cpu":
             require_whole_teams(os.environ)
         model = load_model(checkpoint, device=device, dtype=dtype, dropped_ids=dropped_ids)
+        if device == "cpu":
+            keep_freed_memory()
         # With products in float32 or float16 everything else is exact, and stays so.
         coarse = device == "cpu" and dtype in ("bfloat16", "int8") and has_onednn("bfloat16")
         return cls(replace(model, by_products=products_attend_faster()) if coarse else model)
