@@ -51,6 +51,7 @@ def test_a_command_that_loads_its_model_ends_quietly(tmp_path: Path, command: li
         interrupted(process)
 
 
+@pytest.mark.slow
 def test_a_comparison_ends_quietly(tmp_path: Path) -> None:
     """Ctrl-C while `precision` waits for its texts causes no traceback."""
     passages = tmp_path / "passages"

@@ -98,6 +98,7 @@ def test_a_batch_is_complete_before_its_loop_wakes() -> None:
     assert done_at_first[0] == 64
 
 
+@pytest.mark.slow
 def test_no_result_is_lost_between_two_wake_ups() -> None:
     """Results that arrive one by one, from several threads, while the loop takes others, all arrive."""
 

@@ -20,7 +20,6 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,9 +36,8 @@ from service.operations.finish import Finish
 from service.operations.loads import Loads
 from service.transports.cli.bulk import load_options
 from service.transports.cli.finish import finished
-from service.transports.cli.main import cli
 from service.wire.fields import Limits
-from tests.command_line import bulk_options
+from tests.command_line import bulk_options, invoke
 from tests.service.client import PATIENCE
 from tests.service.test_bulk_together import LEASE_S, Stalling, edges, opened, operations, recorded
 from tests.sink.grpc_double import GrpcDouble
@@ -264,6 +262,7 @@ def test_a_shard_runs_once(core: Operations) -> None:
     assert finish(core).alias is True
 
 
+@pytest.mark.slow
 def test_shards_that_begin_at_the_same_time_make_one_collection(core: Operations, double: GrpcDouble) -> None:
     """Whoever creates the collection, all of them store into it, and none deletes or defers what another has."""
     barrier = threading.Barrier(len(SHARDS))
@@ -310,10 +309,10 @@ def test_a_wrong_file_is_one_message_and_no_collection(
     monkeypatch.setenv("QDRANT_GRPC_PORT", str(double.port))
     wrong = tmp_path / "dump.parquet"
     wrong.write_bytes(b"PAR1 of another kind")
-    done = CliRunner().invoke(cli, ["bulk", "--collection", "notes", *options, str(wrong)])
-    assert done.exit_code == 2
-    assert len(done.output.strip().splitlines()) == 1
-    assert "dump.parquet" in done.output
+    ended = invoke("bulk", "--collection", "notes", *options, str(wrong))
+    assert (ended.status, ended.out) == (2, "")
+    assert len(ended.err.strip().splitlines()) == 1
+    assert "dump.parquet" in ended.err
     assert double.collections == {}
 
 
@@ -440,9 +439,9 @@ def _stopping_at(given_lines: list[Line], load: BulkLoad) -> Iterator[Line]:
 )
 def test_a_wrong_shard_is_a_wrong_option(arguments: list[str], message: str) -> None:
     """It ends before anything is loaded, and the message names the limits."""
-    done = CliRunner().invoke(cli, ["bulk", "--collection", "notes", *arguments])
-    assert isinstance(done.return_value, int) or done.exit_code == 2
-    assert message in " ".join(done.output.split())
+    ended = invoke("bulk", "--collection", "notes", *arguments)
+    assert (ended.status, ended.out) == (2, "")
+    assert message in " ".join(ended.err.split())
 
 
 def test_a_server_without_metadata_refuses_shards(core: Operations, double: GrpcDouble) -> None:

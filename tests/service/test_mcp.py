@@ -418,6 +418,7 @@ def test_starting_needs_neither_a_model_nor_a_store(served: Served, tmp_path: Pa
     assert file.read_text(encoding="utf-8") == "none"
 
 
+@pytest.mark.slow
 def test_http_needs_no_further_package() -> None:
     """The packages that the page names are enough to serve over HTTP as well."""
     program = (

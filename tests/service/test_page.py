@@ -361,6 +361,7 @@ def test_the_page_never_turns_text_into_markup() -> None:
     assert not re.search(r"https?://", source)
 
 
+@pytest.mark.slow
 @in_a_browser
 @pytest.mark.parametrize("path", ["/tools/search/", "/tools/search", "//tools/search", "/"])
 def test_the_page_works_behind_a_prefix(browser: Chromium, canned: CannedSearches, path: str) -> None:

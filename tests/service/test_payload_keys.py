@@ -80,6 +80,7 @@ def test_every_use_takes_the_same_paths(worker: Client) -> None:
         assert worker.good({"operation": "count", "collection": "docs", "filter": where})["count"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ['a "key"', "a\\b"])
 def test_a_text_key_without_a_path_is_refused(worker: Client, key: str) -> None:
     """A `textKey` that no filter could name is refused before anything is stored."""

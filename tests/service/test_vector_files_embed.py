@@ -54,6 +54,7 @@ def _broken_off(after: int) -> Iterator[Line | BadLine]:
         yield line
 
 
+@pytest.mark.slow
 def test_a_run_that_broke_off_goes_on(
     embedder: Embedder, store: EdgeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +148,7 @@ HOSTILE = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
 @given(lines=st.lists(HOSTILE, min_size=1, max_size=6))
 def test_both_reject_the_same_lines(

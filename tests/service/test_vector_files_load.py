@@ -95,6 +95,7 @@ def test_float16_keeps_the_vectors_within_its_rounding(embedder: Embedder, store
             assert error < FLOAT16_ERROR
 
 
+@pytest.mark.slow
 def test_a_file_replaces_the_chunks_of_a_document(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> None:
     """A document that was embedded by `bulk` is replaced as a whole by its shorter version from a file, and back."""
     chunks = ("--chunk-tokens", "64")
@@ -110,6 +111,7 @@ def test_a_file_replaces_the_chunks_of_a_document(embedder: Embedder, store: Edg
     assert store.count("a") == before
 
 
+@pytest.mark.slow
 def test_the_account_is_that_of_bulk(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> None:
     """Replaced and repeated rows, and those that differ from kept points, are counted and named by file and row."""
     lines = [{"text": "a", "id": 1}, {"text": "b", "id": 2}, {"text": "c", "id": 1}, {"text": "b", "id": 2}]
@@ -131,6 +133,7 @@ def test_the_account_is_that_of_bulk(embedder: Embedder, store: EdgeStore, tmp_p
     assert VectorLoad(store, "--collection", "b", "--replace", str(tmp_path / "out")).report.status == 0
 
 
+@pytest.mark.slow
 def test_documents_are_the_lines_of_a_file_of_chunks(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> None:
     """One with other chunks replaces it; rejected chunks belong to their document, even if none is valid."""
     embedded(embedder, tmp_path / "a", raw(DOCUMENTS), "--chunk-tokens", "64")
@@ -291,6 +294,7 @@ except SystemExit as end:
 """
 
 
+@pytest.mark.slow
 def test_a_load_needs_no_model(embedder: Embedder, out: Path, tmp_path: Path) -> None:
     """In a process of its own: no torch is imported, no checkpoint is needed, and the points are there."""
     del embedder

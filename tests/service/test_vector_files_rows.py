@@ -82,6 +82,7 @@ def test_an_invalid_id_of_a_row_is_rejected(store: EdgeStore, out: Path) -> None
     assert load.report.stored == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("columns", "reasons"),
     [
