@@ -40,7 +40,11 @@ def gaps(load: ShardedLoad, points: int) -> Iterator[str]:
     """
     name = f"load {load.name!r} in {_shards(load)}"
     if load.not_begun:
-        yield f"{name}: {_named(load.not_begun)} never began; run them"
+        them = "it" if len(load.not_begun) == 1 else "them"
+        yield (
+            f"{name}: {_named(load.not_begun)} never began; run {them}, or give the missing lines up, so that the "
+            f"alias moves without them, with --finish --drop-load {load.name}/{load.count}"
+        )
     for record in load.not_ended[:SHARDS_NAMED_MAX]:
         what = "was interrupted" if record.state == "interrupted" else "has not ended"
         yield f"{name}: shard {record.shard} {what} (last sign of life {record.seen}); run it again if it has died"

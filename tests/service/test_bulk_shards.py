@@ -406,7 +406,7 @@ class Refused:
         self.said: list[str] = []
         report = finish(core, self.said)
         assert (report.alias, report.status) == (False, 2)
-        assert "shards are missing" in str(report.failure)
+        assert "the shards are not complete" in str(report.failure)
 
     def has(self, message: str) -> bool:
         """Whether a message was printed."""
