@@ -225,4 +225,5 @@ def _judged(lines: Iterator[Line | BadLine], name: str) -> Iterator[Line | BadLi
         first = bad[0]
         lines_of = f"none of the first {len(bad)} {first.origin.unit}s is a document" if len(bad) > 1 else "no document"
         reason = f"{lines_of}; {first.origin.unit} {first.number}: {first.message}"
-        raise WrongFileError(name, f"{reason} (--format and --text-field name another format and other fields)")
+        way = "--format names another format, and --text-field, --id-field and --payload-fields other fields"
+        raise WrongFileError(name, f"{reason} ({way})")
