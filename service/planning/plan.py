@@ -268,7 +268,7 @@ def _assumptions(stored: StoredVectors, passages: Passages, resources: Resources
     )
     if stored.sparse is not None:
         yield (
-            f"A passage has {passages.distinct:.0f} sparse weights; without a sample of files they are "
+            f"A passage has {passages.distinct:.0f} sparse weights: counted in the files if there are any, otherwise "
             f"{DISTINCT_FACTOR} x tokens^{DISTINCT_EXPONENT}, as distinct tokens of the bundled corpus."
         )
     if stored.colbert is not None:
