@@ -203,9 +203,10 @@ def finish_described(summary: Mapping[str, Any]) -> str:
 
 def _forecast(summary: Mapping[str, Any]) -> str:
     """What a load would do, on one line."""
+    tokens = f" of {summary['tokens']} tokens" if summary["tokens"] else ""  # files with vectors are not tokenized
     text = (
-        f"dry run, nothing is stored: {summary['lines']} lines would be {summary['stored']} points of "
-        f"{summary['tokens']} tokens, {summary['rejected']} rejected"
+        f"dry run, nothing is stored: {summary['lines']} lines would be {summary['stored']} points"
+        f"{tokens}, {summary['rejected']} rejected"
     ) + _fates(summary, "would be in the collection")
     if "load_seconds" in summary:
         took = duration(summary["load_seconds"] / 3600)
