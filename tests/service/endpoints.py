@@ -212,7 +212,8 @@ def of_workers(queue: JobQueue, processes: Mapping[str, Worker], seconds: float 
                 if taken is not None and processes[taken].has_ended:
                     raise ProcessLookupError from None
             else:
-                return posted.get("output") or {"error": posted.get("error")}
+                failure = {"error": posted["error"]} if posted.get("error") else {}
+                return {**(posted.get("output") or {}), **failure}
         raise TimeoutError(f"job {job} was not answered")
 
     return handler
