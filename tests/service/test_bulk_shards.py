@@ -316,6 +316,18 @@ def test_a_wrong_file_is_one_message_and_no_collection(
     assert double.collections == {}
 
 
+def test_a_shard_into_a_store_that_nobody_named_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that lacks QDRANT_URL does not fill a folder of its own; the message names the setting."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("QDRANT_URL", raising=False)
+    monkeypatch.delenv("QDRANT_PATH", raising=False)
+    (tmp_path / "dump.jsonl").write_text('{"text": "a"}\n')
+    done = CliRunner().invoke(cli, ["bulk", "--collection", "notes", "--shard", "1/2", "dump.jsonl"])
+    assert done.exit_code == 2
+    assert "set QDRANT_URL" in done.output
+    assert not (tmp_path / "qdrant_data").exists()
+
+
 def test_input_without_a_document_is_no_finish(core: Operations, double: GrpcDouble) -> None:
     """A shard of an empty file neither creates nor finishes a collection."""
     assert run(core, [], "--shard", "1/3").failure is None

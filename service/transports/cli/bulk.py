@@ -50,6 +50,12 @@ PASSAGE_MAX_TOKENS: Final = 8192
 """Maximum tokens of a chunk where this process has no model that says it: of files with vectors, and on an endpoint,
 whose workers may allow fewer."""
 
+NO_COMMON_STORE: Final = (
+    "--shard needs a store for all parts, and none is named; set QDRANT_URL to a Qdrant server, or QDRANT_PATH "
+    "to a folder if all parts are loaded on this machine"
+)
+"""Message of a shard that would go into the default folder of its machine."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BulkOptions(InputOptions):
@@ -237,13 +243,16 @@ def run(options: BulkOptions, build: Callable[[Settings], Operations] | None = N
 
     Raises:
         ConfigurationError: the settings are invalid.
-        Failure: a file of rejected lines cannot be written, or an input file is wrong as a whole.
+        Failure: a file of rejected lines cannot be written, an input file is wrong as a whole, or a shard would go into
+            the default folder of this machine.
     """
     end_on_signals()
     if options.finish:
         report = _finished(options)
         _print(report.summary(options.collection), options)
         return report.status
+    if options.shard is not None and options.endpoint is None and not Settings.from_environment().names_store:
+        raise Failure(NO_COMMON_STORE)
     with ExitStack() as stack:
         given = None
         if options.vectors_in:
