@@ -176,9 +176,10 @@ class BulkLoad:
         finally:
             self._account.close()
         if self._deferred:
+            builder = "--finish" if self._options.shard else "this load, or another into the collection,"
             self._say(
-                "the HNSW graph is not built yet, so searches compare the query with every point; this load, or "
-                "another into the collection, builds it at its end"
+                f"the HNSW graph is not built yet, so searches compare the query with every point; {builder} builds it "
+                "at its end"
             )
         return self.report
 
