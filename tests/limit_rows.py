@@ -293,6 +293,7 @@ INTERNAL: Final[Mapping[str, tuple[str, ...]]] = {
         "qdrant_sink.edge.work:MEASURED_WORDS_MAX_CHARACTERS",
         "qdrant_sink.searching.explain:TIE_COMBINATIONS_MAX",
         "qdrant_sink.searching.limits:SLICES_MAX",
+        "qdrant_sink.searching.pages:WAITING_MAX_HITS",
         "qdrant_sink.searching.run:DEPTH_MAX",
         "qdrant_sink.server.collections:POLL_INTERVAL_MAX_S",
         "qdrant_sink.server.connection:_PAUSE_MAX_S",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qdrant_sink.searching.explain import BranchRank, Explained, Explanation, explain
 from qdrant_sink.searching.matches import RowMatch, TokenMatch
+from qdrant_sink.searching.pages import SearchPage
 from qdrant_sink.searching.plan import OVERSAMPLING, Hit, Plan, Rescoring
 from qdrant_sink.searching.query import (
     OFFSET_MAX,
@@ -16,7 +17,7 @@ from qdrant_sink.searching.query import (
 )
 from qdrant_sink.searching.reading import PORTION_MAX_BYTES, Admit, PartReader, PartSizes
 from qdrant_sink.searching.recommend import recommend
-from qdrant_sink.searching.run import Searchable, SearchPage, run, search_pages
+from qdrant_sink.searching.run import Searchable, run, search_pages
 
 __all__ = [
     "OFFSET_MAX",

@@ -141,6 +141,12 @@ class PartReader:
         if sizes:
             self._add(collection, parts, [(size, int(is_answered)) for size in sizes])
 
+    def add_again(self, points: Sequence[tuple[Stored, int]]) -> None:
+        """Count parts that were read before, each with how often the answer has them once more."""
+        sizes = [(PartSize.of(stored.payload, stored.vectors), count) for stored, count in points]
+        if sizes:
+            self._answer(sizes)
+
     def fetch(
         self,
         store: Fetches,
@@ -192,10 +198,14 @@ class PartReader:
         largest = max(size.held_bytes for size, _ in sizes)
         self._sizes.observe(collection, parts, largest)
         self._hold(HELD_FACTOR * sum(size.held_bytes for size, _ in sizes))
+        self._answer(sizes)
+        return largest
+
+    def _answer(self, sizes: Sequence[tuple[PartSize, int]]) -> None:
+        """Count parts that are in the answer so often."""
         self._answered_bytes += sum(size.json_bytes * count for size, count in sizes)
         self._answered_numbers += sum(size.numbers * count for size, count in sizes)
         self._admit(self._answered_bytes, self._answered_numbers)
-        return largest
 
 
 def read_parts(

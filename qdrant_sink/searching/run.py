@@ -13,7 +13,7 @@ out of a reranked answer.
 
 The first page is one request. A later page requests the first page and tier 0 together, and deeper tiers while the
 ranking is too short, all for ids only. The payloads and vectors of its hits, and of hits without a score, are fetched
-at the end.
+when it is complete (see `searching.pages`).
 
 The best score is the largest, or the smallest where it is a distance. With a threshold, hits with a worse score and
 hits without a score are left out. The ranking ends if the store has no more points, which a tier with fewer candidates
@@ -32,9 +32,8 @@ limit (see `searching.limits`).
 from __future__ import annotations
 
 import uuid
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -44,10 +43,11 @@ from qdrant_sink.errors import AnswerTooLarge, LimitExceeded
 from qdrant_sink.payload_path import PayloadPath
 from qdrant_sink.points import PayloadKeys, PointId, Stored
 from qdrant_sink.searching.limits import Answer, QueryLimits
+from qdrant_sink.searching.pages import Pages, SearchPage, requested_parts
 from qdrant_sink.searching.plan import Hit, Plan
 from qdrant_sink.searching.planning import TIE_MARGIN_HITS, first_page_plan, lacking_plan, tier_plan
 from qdrant_sink.searching.query import Search
-from qdrant_sink.searching.reading import KEY_PORTION_MAX_POINTS, Fetches, InlineBudget, PartReader, Parts, read_parts
+from qdrant_sink.searching.reading import KEY_PORTION_MAX_POINTS, Fetches, InlineBudget, PartReader, Parts
 
 DEPTH_MAX: Final = 10_000
 """Maximum number of candidates per branch in a tier, unless the search itself requests more hits or candidates."""
@@ -75,20 +75,6 @@ class Searchable(Fetches, Protocol):
     def query(self, collection: str, plans: Sequence[Plan], /) -> list[list[Hit]]:
         """Return the hits of each plan."""
         ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SearchPage:
-    """The page of one search.
-
-    Attributes:
-        hits: hits in the order of the ranking.
-        unranked: number of candidates without ColBERT rows among those of a reranked search, on this page or not. The
-            candidates are those of all tiers that the page needed. 0 without reranking.
-    """
-
-    hits: list[Hit]
-    unranked: int
 
 
 def run(store: Searchable, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
@@ -125,43 +111,52 @@ def search_pages(
     """
     limits = QueryLimits()
     rankings = [_Ranking(search) for search in (*searches, *internal)]
+    pages = Pages(store, collection, [ranking.search for ranking in rankings], reader)
+    pending = list(enumerate(rankings))
     are_bare = False  # whether hits come without parts
-    while pending := [ranking for ranking in rankings if not ranking.complete]:
+    while pending:
         inline = InlineBudget(reader, collection, is_closed=are_bare)
-        plans = [ranking.plans(limits, inline) for ranking in pending]
-        try:
-            answers = iter(_answers(store, collection, [plan for step in plans for plan in step], limits, reader))
-        except LimitExceeded as error:
-            limits = limits.lowered(error, searches)
-            continue
-        except AnswerTooLarge:
-            if inline.is_empty:
-                raise
-            are_bare = True
-            continue
-        for ranking, step in zip(pending, plans, strict=True):
-            answer = [next(answers) for _ in step]
+        steps = [ranking.plans(limits, inline) for _, ranking in pending]
+        answers = _answers(store, collection, [plan for step in steps for plan in step], limits, reader)
+        for (index, ranking), step in zip(pending, steps, strict=True):
+            try:
+                answer = [next(answers) for _ in step]
+            except LimitExceeded as error:
+                limits = limits.lowered(error, searches)
+                break
+            except AnswerTooLarge:
+                if inline.is_empty:
+                    raise
+                are_bare = True
+                break
             if reader is not None:
                 answer = _with_keys(store, collection, ranking, answer, reader)
             ranking.add(answer, limits)
-    hits = _with_requested_parts(store, collection, rankings, reader)
-    return [SearchPage(page, ranking.unranked) for page, ranking in zip(hits, rankings, strict=True)]
+            if ranking.complete:
+                pages.add(index, ranking.taken_page(), needs_parts=ranking.needs_parts)
+        pending = [(index, ranking) for index, ranking in pending if index not in pages]
+    return pages.all()
 
 
 def _answers(
     store: Searchable, collection: str, plans: Sequence[Plan], limits: QueryLimits, reader: PartReader | None
-) -> list[Answer]:
-    """Return the answer to each plan, which may take several queries and several batches."""
+) -> Iterator[Answer]:
+    """Yield the answer to each plan, which may take several queries. A batch is sent when its first hits are needed."""
     slices = [limits.slices(plan) for plan in plans]
-    answers: list[list[Hit]] = []
-    for batch in _batches([query for parts in slices for query in parts], limits.queries):
-        check_cancelled()
-        hits_of = store.query(collection, batch)
-        if reader is not None:
-            reader.hold_hits(sum(map(len, hits_of)))
-        answers += hits_of
-    hits = iter(answers)
-    return [Answer.joined(parts, [next(hits) for _ in parts]) for parts in slices]
+    batches = _batches([query for parts in slices for query in parts], limits.queries)
+    hits = (found for batch in batches for found in _hits(store, collection, batch, reader))
+    for parts in slices:
+        yield Answer.joined(parts, [next(hits) for _ in parts])
+
+
+def _hits(
+    store: Searchable, collection: str, batch: Sequence[Plan], reader: PartReader | None
+) -> Sequence[Sequence[Hit]]:
+    check_cancelled()
+    hits = store.query(collection, batch)
+    if reader is not None:
+        reader.hold_hits(sum(map(len, hits)))
+    return hits
 
 
 def _with_keys(
@@ -236,7 +231,7 @@ class _Ranking:
         options = self.search.options
         plans: list[Plan | None] = []
         if self._is_first:
-            requested, hits_max = _requested_parts(self.search), options.limit + TIE_MARGIN_HITS
+            requested, hits_max = requested_parts(self.search), options.limit + TIE_MARGIN_HITS
             is_bare = bool(options.offset) or not inline.takes(requested, hits_max)
             bare = self.search.with_options(with_payload=False, with_vectors=())
             plans.append(first_page_plan(bare if is_bare else self.search, depth))
@@ -278,13 +273,13 @@ class _Ranking:
             else:
                 self.complete = True
 
-    @property
-    def unranked(self) -> int:
-        """Number of candidates without ColBERT rows in the tiers that were requested."""
-        return len(self._unranked)
+    def taken_page(self) -> SearchPage:
+        """Return the page in the order of the ranking, and forget the candidates of the others."""
+        page = SearchPage(self._page_hits(), len(self._unranked))
+        self._hits, self._depths, self._seen, self._unranked, self._groups = [], [], set(), set(), {}
+        return page
 
-    def page(self) -> list[Hit]:
-        """Return the hits of the page in the order of the ranking."""
+    def _page_hits(self) -> list[Hit]:
         offset, group_by = self.search.options.offset, self.search.options.group_by
         if group_by is None:
             page = range(len(self._hits))[offset : self._end]
@@ -376,40 +371,6 @@ def _sorted_hits(hits: Sequence[Hit], *, ascending: bool = False) -> list[Hit]:
     return sorted(hits, key=key)
 
 
-def _with_requested_parts(
-    store: Searchable, collection: str, rankings: Sequence[_Ranking], reader: PartReader | None
-) -> list[list[Hit]]:
-    """Return the pages with their payloads and vectors. Points that were deleted in between are left out."""
-    pages = [ranking.page() for ranking in rankings]
-    wanted: dict[Parts, Counter[PointId]] = {}
-    for ranking, hits in zip(rankings, pages, strict=True):
-        parts = _requested_parts(ranking.search)
-        if ranking.needs_parts and hits:
-            wanted.setdefault(parts, Counter()).update(hit.id for hit in hits)
-        elif reader is not None and (parts[0] or parts[1]):
-            reader.add_inline(collection, parts, [(hit.payload, hit.vectors) for hit in hits])
-    stored = {
-        parts: read_parts(store, collection, counts, parts, reader)
-        if parts[0] or parts[1]
-        else dict.fromkeys(counts, Stored())
-        for parts, counts in wanted.items()
-    }
-    return [
-        _with_parts(hits, stored[_requested_parts(ranking.search)]) if ranking.needs_parts and hits else hits
-        for ranking, hits in zip(rankings, pages, strict=True)
-    ]
-
-
-def _requested_parts(search: Search) -> Parts:
-    return search.options.with_payload, search.options.with_vectors, search.schema.names
-
-
 def _key_parts(search: Search) -> Parts | None:
     group_by = search.options.group_by
     return None if group_by is None else (PayloadKeys((group_by,)), (), search.schema.names)
-
-
-def _with_parts(hits: Sequence[Hit], stored: Mapping[PointId, Stored]) -> list[Hit]:
-    return [
-        replace(hit, payload=stored[hit.id].payload, vectors=stored[hit.id].vectors) for hit in hits if hit.id in stored
-    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from qdrant_sink.filter_size import CONDITIONS_MAX, FILTER_MAX_BYTES, TEXT_CHARA
 from qdrant_sink.filter_values import KEY_CHARACTERS_MAX, POLYGON_POINTS_MAX
 from qdrant_sink.filters import parse_filter
 from qdrant_sink.points import Draft, Stored
-from qdrant_sink.searching import Hit, PartReader, PartSizes, Plan, Search, run, search_pages
+from qdrant_sink.searching import Hit, PartReader, PartSizes, Plan, Search, pages, run, search_pages
 from qdrant_sink.searching.reading import INLINE_MAX_HITS, PORTION_FIRST_POINTS, PORTION_MAX_BYTES, PORTION_MAX_POINTS
 from qdrant_sink.searching.run import BATCH_MAX_FILTER_BYTES
 from qdrant_sink.server.models import client_filter
@@ -246,6 +247,41 @@ def test_large_payloads_are_read_in_portions_until_the_answer_is_too_large(serve
     assert len(worker.good({**SEARCH, "queries": ["note"], "limit": 3})["results"][0]["hits"]) == 3
 
 
+def test_many_grouped_searches_end_with_the_one_that_is_too_much(
+    notes: Client, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vectors of complete groups are read before the next queries are sent, so an answer too large ends early."""
+    monkeypatch.setattr(sys.modules[search_pages.__module__], "BATCH_MAX_HITS", 100)
+    monkeypatch.setattr(pages, "WAITING_MAX_HITS", 100)
+    groups = {"groupBy": "text", "groupSize": 20, "limit": 100, "withVectors": True}
+    notes.error({**SEARCH, "queries": ["note"] * 100, **groups}, "response_too_large")
+    assert sum(map(len, counted.plans)) < 10
+    assert sum(counted.asked) <= 2 * 100, "the keys of one search, and its vectors"
+
+
+@pytest.mark.parametrize("fields", [{"group_by": "text"}, {"offset": 2}, {"rerank": "colbert", "offset": 1}])
+def test_points_of_several_searches_are_read_once(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    """Parts that are read while later searches are under way are those of one read, and count for every occurrence."""
+    _fill(counted, job(30))
+    several = [search_by(**_vectors(seed), with_vectors=("dense",), limit=20, **fields) for seed in range(3)]
+    admitted: list[list[tuple[int, int]]] = []
+    results = []
+    for waiting in (1024, 1):
+        monkeypatch.setattr(pages, "WAITING_MAX_HITS", waiting)
+        admitted.append([])
+        counted.forget()
+        reader = PartReader(PartSizes(), admit=lambda size, numbers: admitted[-1].append((size, numbers)))
+        found = search_pages(counted, "docs", several, reader=reader)
+        results.append([[(hit.id, hit.score, hit.payload, hit.group) for hit in page.hits] for page in found])
+        keys = 3 * 30 if "group_by" in fields else 0
+        assert sum(counted.asked) <= 30 + keys
+    assert results[0] == results[1]
+    assert admitted[0][-1] == admitted[1][-1]
+    assert admitted[0][-1][1] == SIZE * sum(map(len, results[0]))
+
+
 def test_a_small_search_is_one_call(notes: Client, counted: Counted) -> None:
     """Once the sizes of a collection are known, ten hits come with their payloads in one call."""
     for _ in range(3):
@@ -374,8 +410,8 @@ def _shown(store: EdgeStore, several: Sequence[Search]) -> list[Any]:
     def vectors(hit: Hit) -> Any:
         return None if hit.vectors is None or hit.vectors.dense is None else hit.vectors.dense.tolist()
 
-    pages = search_pages(store, "docs", several)
-    return [[(hit.id, hit.score, hit.payload, vectors(hit), hit.group) for hit in page.hits] for page in pages]
+    found = search_pages(store, "docs", several)
+    return [[(hit.id, hit.score, hit.payload, vectors(hit), hit.group) for hit in page.hits] for page in found]
 
 
 def test_a_batch_of_queries_is_split_by_the_time_that_they_take(
@@ -475,15 +511,15 @@ def test_a_costly_filter_is_evaluated_in_windows(
     monkeypatch.setattr(FilterRates, "seconds", lambda _self, _where: CALL_S / 4)
     assert results() == whole
     assert set(windows) == {0, 4, 2}, "without a point, and 30 points in windows of 4"
-    pages, after = [], None
+    parts, after = [], None
     while True:
         page, after = counted.scroll("docs", where, True, limit=3, after=after)
-        pages.append(page)
+        parts.append(page)
         if after is None:
             break
-    assert [point for page in pages for point in page] == sorted(whole[0])
-    assert [len(page) for page in pages[:-1]] == [3] * (len(pages) - 1)
-    assert all("text" in (stored.payload or {}) for page in pages for stored in page.values())
+    assert [point for page in parts for point in page] == sorted(whole[0])
+    assert [len(page) for page in parts[:-1]] == [3] * (len(parts) - 1)
+    assert all("text" in (stored.payload or {}) for page in parts for stored in page.values())
     windows.clear()
     assert counted.delete("docs", where=where) == whole[-1]
     assert max(windows) == 4
