@@ -16,6 +16,7 @@ from embedder.vectors import Kind
 from qdrant_sink.errors import AnswerTooLarge
 from qdrant_sink.points import PointId, Stored, Vectors, WithPayload
 from qdrant_sink.schema import VectorNames
+from qdrant_sink.searching.plan import Hit
 
 PORTION_FIRST_POINTS: Final = 4
 """Number of points in the first portion, where nothing is known of the collection."""
@@ -46,6 +47,9 @@ HIT_BYTES: Final = 512
 
 HELD_FACTOR: Final = 4
 """Memory of parts and of the answer with them, by their size: strings take up to four bytes per character."""
+
+_HIT_MIN_BYTES: Final = 15
+"""Fewest bytes of a hit in JSON beside its id, its score and its group. Exponents have up to two characters less."""
 
 _NUMBER_BYTES: Final = 4
 """Memory of a number of a vector in bytes."""
@@ -127,6 +131,18 @@ class PartReader:
     def hold_hits(self, count: int) -> None:
         """Reserve the memory of hits without parts."""
         self._hold(count * HIT_BYTES)
+
+    def add_hits(self, hits: Sequence[Hit]) -> None:
+        """Count the hits of a page without parts."""
+        if hits:
+            self._answered_bytes += sum(
+                _HIT_MIN_BYTES
+                + len(str(hit.id))
+                + len(repr(hit.score))
+                + (0 if hit.group is None else len(str(hit.group)))
+                for hit in hits
+            )
+            self._admit(self._answered_bytes, self._answered_numbers)
 
     def add_inline(
         self,

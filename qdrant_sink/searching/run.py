@@ -133,7 +133,10 @@ def search_pages(
                 answer = _with_keys(store, collection, ranking, answer, reader)
             ranking.add(answer, limits)
             if ranking.complete:
-                pages.add(index, ranking.taken_page(), needs_parts=ranking.needs_parts)
+                page = ranking.taken_page()
+                if reader is not None and index < len(searches):
+                    reader.add_hits(page.hits)
+                pages.add(index, page, needs_parts=ranking.needs_parts)
         pending = [(index, ranking) for index, ranking in pending if index not in pages]
     return pages.all()
 

@@ -259,6 +259,19 @@ def test_many_grouped_searches_end_with_the_one_that_is_too_much(
     assert sum(counted.asked) <= 2 * 100, "the keys of one search, and its vectors"
 
 
+@pytest.mark.parametrize("fields", [{}, {"groupBy": "text", "groupSize": 20}])
+def test_many_hits_without_parts_end_with_the_query_that_is_too_much(
+    notes: Client, counted: Counted, monkeypatch: pytest.MonkeyPatch, fields: Json
+) -> None:
+    """Ids and scores count too: the last queries of a request are not sent once the answer is sure to be too large."""
+    monkeypatch.setattr(sys.modules[search_pages.__module__], "BATCH_MAX_HITS", 100)
+    hits = {"limit": 100, "withPayload": False, **fields}
+    assert len(notes.good({**SEARCH, "queries": ["note"] * 5, **hits})["results"]) == 5
+    counted.forget()
+    notes.error({**SEARCH, "queries": ["note"] * 100, **hits}, "response_too_large")
+    assert sum(map(len, counted.plans)) < 20
+
+
 @pytest.mark.parametrize("fields", [{"group_by": "text"}, {"offset": 2}, {"rerank": "colbert", "offset": 1}])
 def test_points_of_several_searches_are_read_once(
     counted: Counted, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
