@@ -116,9 +116,9 @@ _RULE_TEXTS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "too_long": lambda rule: f"must have at most {counted(rule['max_length'], 'item')}",
     "string_too_short": lambda rule: f"must have at least {counted(rule['min_length'], 'character')}",
     "string_too_long": lambda rule: f"must have at most {counted(rule['max_length'], 'character')}",
-    "greater_than_equal": lambda rule: f"must be at least {rule['ge']:.12g}",
-    "greater_than": lambda rule: f"must be above {rule['gt']:.12g}",
-    "less_than_equal": lambda rule: f"must be at most {rule['le']:.12g}",
+    "greater_than_equal": lambda rule: f"must be at least {_number(rule['ge'])}",
+    "greater_than": lambda rule: f"must be above {_number(rule['gt'])}",
+    "less_than_equal": lambda rule: f"must be at most {_number(rule['le'])}",
     "literal_error": lambda rule: f"must be {rule['expected']}",
     "string_pattern_mismatch": lambda rule: _PATTERN_RULES.get(rule["pattern"], f"must match {rule['pattern']}"),
     "value_error": lambda rule: str(rule["error"]),
@@ -155,6 +155,11 @@ def shown(value: object) -> str:
     if isinstance(value, int) and abs(value) >= 10**30:
         return "a very large integer" if value > 0 else "a very small integer"
     return str(value)
+
+
+def _number(limit: Any) -> str:
+    """A limit for a message: an integer with all its digits."""
+    return str(limit) if isinstance(limit, int) else f"{limit:.12g}"
 
 
 def is_unicode(text: str) -> bool:

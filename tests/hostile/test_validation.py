@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from embedder import InvalidRequest, NotFound
 from service.wire.errors import IDS_MAX, error_answer
 from service.wire.fields import Limits
-from service.wire.load_requests import LoadRequest
+from service.wire.load_requests import COUNT_MAX, LoadRequest
 from service.wire.openai import openai_error
 from service.wire.openai_requests import EmbeddingsRequest, QueueJob, parse_embeddings
 from service.wire.parsing import completed, parse, validated
@@ -229,6 +229,14 @@ def test_inputs_of_an_inference_are_limited() -> None:
         error.message
         == f"inputs must have at most {INPUTS_MAX} items, got {INPUTS_MAX + 1}; send fewer points in a request"
     )
+
+
+@pytest.mark.parametrize(("value", "rule"), [(COUNT_MAX + 1, "at most 9007199254740991"), (-1, "at least 0")])
+def test_limits_of_integers_are_written_as_integers(value: int, rule: str) -> None:
+    """The error names a large limit with all its digits, so that the value that it permits can be sent."""
+    error = refused(LoadRequest, {"operation": "load", "action": "end", "collection": "notes", "read": value})
+    assert error is not None
+    assert error.message == f"read must be {rule}, got {value}"
 
 
 def test_repeated_kinds_are_listed_in_part() -> None:
