@@ -19,11 +19,23 @@ from service.wire.json_scan import JsonIndex, JsonScan
 
 _MARK: Final = BYTE_ORDER_MARK.encode()
 _SPACE: Final = re.compile(rb"[ \t\n\r]*+")
-_NAME: Final = re.compile(rb'[ \t\n\r]*+("(?:[^"\\]++|\\.)*+")[ \t\n\r]*+:', re.DOTALL)
-"""The name of a field and its colon, without backtracking."""
+_PLAIN: Final = re.compile(rb'[^"\\\x00-\x1f]*+')
+"""Bytes of a string without escapes."""
 
-_PLAIN: Final = re.compile(rb'("[^"\\\x00-\x1f]*+")[ \t\n\r]*+')
-"""A string without escapes."""
+_ESCAPED: Final = re.compile(
+    rb"""(?:[^"\\\x00-\x1f]++                        # no escape
+        |\\["\\/bfnrt]
+        |\\u(?:[0-9abcefABCEF][0-9a-fA-F]{3}
+              |[dD][0-7c-fC-F][0-9a-fA-F]{2}
+              |[dD][89abAB][0-9a-fA-F]{2}             # the first half of a character, and its second half if it follows
+               (?:\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?=[^\\]|\\[^u]|\\u[^dD]|\\u[dD][^c-fC-F])))
+        )*+""",
+    re.VERBOSE,
+)
+"""Bytes of a string with whole escapes."""
+
+_STEP_MIN_BYTES: Final = 16
+"""Minimum bytes of a string that are parsed in one step, so that every escape fits."""
 
 _CLOSING: Final = {ord("["): ord("]"), ord("{"): ord("}")}
 _LIST: Final = ("[", "]")
@@ -99,8 +111,13 @@ class _Body:
         opening, index = self._after_space(start, end), self._index
         if index is None or end - opening <= self._portion_bytes:
             return self._parsed(start, end)
+        if self._body[opening] == ord('"'):
+            text, behind = self._string(opening, end)
+            if behind < end:
+                raise _NotJson(behind)
+            return text
         if self._body[opening] not in _CLOSING:
-            return self._plain_string(opening, end) or self._parsed(start, end)
+            return self._parsed(start, end)
         first, last = np.searchsorted(index.offsets, [opening, end]).tolist()
         ends = np.flatnonzero(index.depths[first + 1 : last] <= level)
         if not len(ends):
@@ -133,11 +150,13 @@ class _Body:
         fields: dict[str, Any] = {}
         for start, end in portions:
             if end - start > self._portion_bytes:
-                name = _NAME.match(self._body, start, end)
-                if name is None:
-                    self._parsed(start, end, _OBJECT)
-                    raise _NotJson(start)
-                fields[self._parsed(*name.span(1))] = self._value(name.end(), end, level)
+                opening = self._after_space(start, end)
+                if self._body[opening] != ord('"'):
+                    raise _NotJson(opening)
+                name, colon = self._string(opening, end)
+                if colon == end or self._body[colon] != ord(":"):
+                    raise _NotJson(colon)
+                fields[name] = self._value(colon + 1, end, level)
             else:
                 fields |= self._parsed(start, end, _OBJECT)
         return fields
@@ -157,15 +176,58 @@ class _Body:
             before = text[: max(0, error.pos - len(opening))]
             raise _NotJson(start + len(before.encode("utf-8"))) from None
 
-    def _plain_string(self, start: int, end: int) -> str | None:
-        """A string without escapes, which is decoded without a second copy; None for any other value."""
-        plain = _PLAIN.fullmatch(self._body, start, end)
-        if plain is None:
-            return None
+    def _string(self, opening: int, end: int) -> tuple[str, int]:
+        """Parse the string that begins at an offset, in steps, and return it and the offset behind it and its space."""
+        closing = self._run_end(_PLAIN, opening + 1, end)
+        if self._is_quote(closing, end):
+            parts = [self._text(opening + 1, closing)]  # decoded without a second copy
+        else:
+            parts, closing = self._unescaped(opening + 1, end)
+            if not self._is_quote(closing, end):
+                raise _NotJson(opening if closing == end else closing)
+        return "".join(parts), self._after_space(closing + 1, end)
+
+    def _unescaped(self, start: int, end: int) -> tuple[list[str], int]:
+        """Parse the text of a string from an offset on; return it in parts, and the offset of what ends it."""
+        parts: list[str] = []
+        while start < end:
+            check_cancelled()
+            step_end = min(end, start + max(_STEP_MIN_BYTES, self._portion_bytes))
+            match = _ESCAPED.match(self._body, start, step_end)
+            stop = start if match is None else self._character_start(match.end(), end)
+            if stop <= start:
+                break
+            text = self._text(start, stop)
+            parts.append(_DECODER.decode(f'"{text}"') if "\\" in text else text)
+            start = stop
+        return parts, start
+
+    def _run_end(self, pattern: re.Pattern[bytes], start: int, end: int) -> int:
+        """The offset of the first byte that a pattern does not match, looked for in steps."""
+        while start < end:
+            check_cancelled()
+            step_end = min(end, start + self._portion_bytes)
+            match = pattern.match(self._body, start, step_end)
+            start = start if match is None else match.end()
+            if start < step_end:
+                break
+        return start
+
+    def _text(self, start: int, end: int) -> str:
         try:
-            return str(self._view[start + 1 : plain.end(1) - 1], "utf-8")
+            return str(self._view[start:end], "utf-8")
         except UnicodeDecodeError as error:
-            raise _NotUtf8(start + 1 + error.start) from None
+            raise _NotUtf8(start + error.start) from None
+
+    def _is_quote(self, offset: int, end: int) -> bool:
+        return offset < end and self._body[offset] == ord('"')
+
+    def _character_start(self, offset: int, end: int) -> int:
+        """The offset, or that of the first byte of the character within which it is."""
+        start = offset
+        while start < end and self._body[start] & 0xC0 == 0x80:
+            start -= 1
+        return start if start < end and self._body[start] >= 0xC0 else offset
 
     def _after_space(self, start: int, end: int) -> int:
         space = _SPACE.match(self._body, start, end)

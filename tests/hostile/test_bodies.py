@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import os
+import re
 import socket
 import time
 import tracemalloc
@@ -110,6 +111,39 @@ def test_parts_are_parsed_as_the_whole(
         assert scanned.size.nodes >= nodes(json.loads(body))
 
 
+SURROGATES: Final = (r"\ud83d", r"\uDE00", r"\ud83d\ude00")
+PIECES: Final = st.sampled_from(
+    ["a" * 15, "é", "\u4e2d", "😀", r"\\", r"\"", r"\n", r"\u00e9", r"\u4E2d", *SURROGATES, r"\ud83d\\", r"\\ud83d"]
+)
+BROKEN: Final = st.sampled_from(["\n", r"\x", r"\u12", r"\ud8", '" ', '"', "\\"])
+
+
+@given(
+    pieces=st.lists(PIECES, max_size=40),
+    broken=st.none() | st.tuples(st.integers(0, 40), BROKEN),
+    portion=portions,
+    form=st.sampled_from(['"{}"', '["{}"]', '{{"{}": 1}}', '{{"a": "{}", "b": 2}}']),
+)
+def test_strings_are_parsed_in_parts_as_the_whole(
+    pieces: list[str], broken: tuple[int, str] | None, portion: int, form: str
+) -> None:
+    """A long string has the same characters wherever a part ends: within an escape, a pair or the bytes of one."""
+    if broken is not None:
+        pieces = [*pieces[: broken[0]], broken[1], *pieces[broken[0] :]]
+    body = form.format("".join(pieces)).encode()
+    expected = outcome(lambda: json.loads(body))
+    assert outcome(lambda: parse_json(body, scan(body, NO_LIMITS, portion_bytes=portion))) == expected
+
+
+@pytest.mark.parametrize("text", [b"\xc3\xc3", b"\\n\x80", b"\xe4\xb8", b"\xff", b"a\xed\xa0\x80", b"\x80" * 40])
+def test_bytes_that_are_no_characters_are_invalid_in_parts(text: bytes) -> None:
+    """Invalid UTF-8 within a long string is refused wherever a part ends."""
+    for before in range(20):
+        body = b'["' + rb"\n" * before + b"a" * (before % 3) + text + b'"]'
+        with pytest.raises(InvalidRequest, match=r"is not valid UTF-8 \(byte \d+\)"):
+            parse_json(body, scan(body, NO_LIMITS, portion_bytes=8))
+
+
 @pytest.mark.parametrize("damage", [b"x", b"]", b"}", b",", b'"', b"1 2", b"nul", b":"])
 @pytest.mark.parametrize("place", [b"?1", b"?2", b"?3"])
 def test_an_error_in_parts_has_its_line_and_column(damage: bytes, place: bytes) -> None:
@@ -198,6 +232,29 @@ def test_no_step_of_the_parser_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_json(body, scan(body, LIMITS))["qdrant"]["payloads"] == rows
     assert len(steps) > len(body) // PORTION_BYTES
     assert max(steps) <= PORTION_BYTES + 2
+
+
+@pytest.mark.parametrize("text", [r"line\n", r"\ud83d\ude00", "word ", "\u4e2d"])
+@pytest.mark.parametrize("form", ['{{"texts": ["{}"]}}', '{{"{}": 1}}'])
+def test_no_step_of_a_long_string_is_long(monkeypatch: pytest.MonkeyPatch, text: str, form: str) -> None:
+    """A long string, and a long field name, is matched and unescaped in steps of bounded size."""
+    steps: list[int] = []
+
+    def recorded(pattern: re.Pattern[bytes]) -> Any:
+        class Recording:
+            def match(self, body: bytes, start: int, end: int) -> re.Match[bytes] | None:
+                found = pattern.match(body, start, end)
+                steps.append(0 if found is None else found.end() - start)
+                return found
+
+        return Recording()
+
+    for name in ("_PLAIN", "_ESCAPED"):
+        monkeypatch.setattr(json_parts, name, recorded(getattr(json_parts, name)))
+    body = form.format(text * (3_000_000 // len(text.encode()))).encode()
+    assert parse_json(body, scan(body, LIMITS)) == json.loads(body)
+    assert len(steps) >= len(body) // PORTION_BYTES
+    assert max(steps) <= PORTION_BYTES
 
 
 def test_a_large_string_is_copied_once() -> None:
