@@ -116,9 +116,13 @@ ROWS: Final[Mapping[str, tuple[str, list[str]]]] = {
         ["service.operations.search:EXPLAINED_HITS_MAX", "service.operations.search:EXPLAINED_ROWS_HITS_MAX"],
     ),
     "points of a page, and ids of a read": ("{:n}", ["service.wire.read_requests:POINTS_MAX"]),
-    "a call of Qdrant Edge that cannot be divided: a fusion with ColBERT, or a filter and one point": (
+    "a fusion with ColBERT in Qdrant Edge, a call that cannot be divided": (
         "{:s} by its estimate",
         ["qdrant_sink.edge.work:UNDIVIDED_MAX_S"],
+    ),
+    "a filter and one point in Qdrant Edge, likewise, which takes up to half as long again": (
+        "{:s} by its estimate",
+        ["qdrant_sink.edge.work:POINT_MAX_S"],
     ),
     "a search in one batch to the store": (
         "{:n} numbers, {:n} hits and {:mb} of filters",

@@ -20,7 +20,7 @@ from embedder.errors import InvalidRequest
 from qdrant_sink.edge.collection import EdgeCollection
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.filters import edge_filter
-from qdrant_sink.edge.work import CALL_S, SPLIT_S, UNDIVIDED_MAX_S, FilterRates, beginning, filter_point_s
+from qdrant_sink.edge.work import CALL_S, POINT_MAX_S, SPLIT_S, FilterRates, beginning, filter_point_s
 from qdrant_sink.filters import Filter, ParsedFilter, parse_filter
 
 T = TypeVar("T")
@@ -192,19 +192,19 @@ def _check_point_s(shard: edge.EdgeShard, where: ParsedFilter, rates: FilterRate
     """Compare one point with the beginning of a long filter, and refuse the filter if the whole takes too long.
 
     Raises:
-        InvalidRequest: a single point takes more than `UNDIVIDED_MAX_S` by the estimate.
+        InvalidRequest: a single point takes more than `POINT_MAX_S` by the estimate.
     """
     part = where.converted(beginning)
-    if part is where or (rates.knows(where) and rates.seconds(where) <= UNDIVIDED_MAX_S):
+    if part is where or (rates.knows(where) and rates.seconds(where) <= POINT_MAX_S):
         return
     records, _ = _ids(shard, 1, None)
     condition = edge_filter(part)
     fixed_s = _counting_s(shard, _among((), condition))
     point_s = max(0.0, _counting_s(shard, _among(records, condition)) - fixed_s)
     point_s *= where.converted(filter_point_s) / part.converted(filter_point_s)
-    if point_s > UNDIVIDED_MAX_S:
+    if point_s > POINT_MAX_S:
         raise InvalidRequest(
-            f"filter: must compare a point within {UNDIVIDED_MAX_S:g} seconds in the embedded store, got "
+            f"filter: must take at most {POINT_MAX_S:.1f} seconds for a point in the embedded store, got "
             f"{point_s:.1f} by an estimate; use fewer conditions and words on large payloads, or a Qdrant server"
         )
 

@@ -103,7 +103,9 @@ def test_a_filter_that_compares_one_point_for_long_is_refused(
         lambda: store.delete("docs", where=LONG),
         lambda: run(store, "docs", [search_by(dense=unit(np.ones(SIZE)), where=LONG)]),
     ):
-        with pytest.raises(InvalidRequest, match=r"within 2 seconds in the embedded store, got 2\.5 by an estimate"):
+        with pytest.raises(
+            InvalidRequest, match=r"at most 1\.0 seconds for a point in the embedded store, got 2\.5 by an estimate"
+        ):
             refused()
     assert len(compared) == 2 * 4
     assert store.count("docs") == 30
