@@ -3,6 +3,7 @@
 embedder    the public object
 tokenizer   texts -> token ids
 chunking    long documents -> chunks
+blanks      long runs of blanks in a text
 scheduling  who computes what, and when
 engines     a batch of token ids -> vectors
 model       BGE-M3 in torch

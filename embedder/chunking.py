@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from embedder.blanks import LongBlanks
 from embedder.cancellation import check_cancelled
 from embedder.errors import InvalidRequest
 from embedder.tokenizer import Tokenizer
@@ -151,13 +152,13 @@ class _Condensed:
         return character + self.gone[bisect_right(self.ends, character)]
 
 
-def _condensed(text: str, blanks: re.Pattern[str]) -> _Condensed:
+def _condensed(text: str, blanks: LongBlanks) -> _Condensed:
     """Every long run that separates words is as many newlines as it has in a row, or else a space."""
     parts: list[str] = []
     ends: list[int] = []
     gone = [0]
     end = read = 0
-    for run in blanks.finditer(text):
+    for run in blanks.runs(text):
         short = max(_NEWLINES.findall(run[0]), key=_count, default=" ")
         parts += text[read : run.start()], short
         end += run.start() - read + len(short)

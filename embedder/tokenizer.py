@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embedder.blanks import SPACE, LongBlanks
 from embedder.cancellation import check_cancelled
 from embedder.checkpoint.damage import TOKENIZER_MAX_BYTES, read_bytes, read_object, readable
 from embedder.errors import ConfigurationError
@@ -48,8 +49,7 @@ The library does one portion after another, whichever thread it comes from, so t
 that; and it takes up to 300 bytes for each character until the portion is done.
 """
 
-_SPACE: Final = r"[^\S\x1c-\x1f]"  # what the library takes for white space
-_TO_LAST_SPACE: Final = re.compile(rf".*{_SPACE}", re.DOTALL)
+_TO_LAST_SPACE: Final = re.compile(rf".*{SPACE}", re.DOTALL)
 _VISIBLE: Final = re.compile(r"\S")
 _INVISIBLE: Final = [
     chr(code)
@@ -163,11 +163,7 @@ class Tokenizer:
         self.vocabulary_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._bos, self._eos = ids["cls_token"], ids["eos_token"]
         self.blanks = self._blanks()
-        """Every run of over 8 characters, white space among them, that one space can stand for: the tokens stay.
-
-        For BGE-M3 they consist of white space, zero-width spaces and control characters. No run is one where white
-        space itself has tokens.
-        """
+        """Long runs of blanks; no run is one where white space itself has tokens."""
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[EncodedText]:
         """Tokenize, cutting each text to `max_length` tokens (>= 3), special tokens included.
@@ -279,7 +275,7 @@ class Tokenizer:
                 more = _VISIBLE.search(text, len(head)) is not None
                 encoded.append(self._cut(encoding.ids, max_length, more=more))
             else:
-                encoded += self._heads([self.blanks.sub(" ", text)], max_length, min(4 * size, most))
+                encoded += self._heads([self.blanks.shortened(text, most)], max_length, min(4 * size, most))
         return encoded
 
     def _encodings(self, heads: list[str]) -> Sequence[Any]:
@@ -292,13 +288,10 @@ class Tokenizer:
             return [self._tokenizer.encode(head, add_special_tokens=True) for head in heads]
         return self._tokenizer.encode_batch_fast(heads, add_special_tokens=True)
 
-    def _blanks(self) -> re.Pattern[str]:
+    def _blanks(self) -> LongBlanks:
         words, *lengths = self.lengths(["a a", *(f"a {character} \n{character * 2} a" for character in _INVISIBLE)])
         blank = "".join(character for character, length in zip(_INVISIBLE, lengths, strict=True) if length == words)
-        if not {" ", "\n"} <= set(blank):
-            return re.compile(r"(?!)")
-        any_blank = f"[{re.escape(blank)}]"
-        return re.compile(rf"(?={any_blank}{{0,8}}{_SPACE}){any_blank}{{9,}}")
+        return LongBlanks(blank if {" ", "\n"} <= set(blank) else "")
 
     def _placed(self, text: str, encoding: Any, max_length: int) -> PlacedText:
         cut = self._cut(encoding.ids, max_length)
