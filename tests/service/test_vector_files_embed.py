@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import signal
 import subprocess
 import time
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from embedder import Embedder
 from qdrant_sink.edge import EdgeStore
 from service.bulk.line import BadLine, Line, WrongFileError
+from service.bulk.vector_files.embed_run import EmbedRun
 from service.bulk.vector_files.parts import ROW_GROUP_MAX_BYTES, PartFolder
 from service.operations import Operations
 from service.settings import Settings
@@ -214,6 +216,43 @@ def test_a_disk_that_fills_up_keeps_whole_parts(
     rest = embedded(embedder, out, raw(MANY), *SMALL)
     assert (rest["status"], rest["rows"], rest["skipped"]) == (0, len(MANY), kept)
     assert f"going on after line {kept} of the input" in rest["said"]
+
+
+def test_a_disk_that_fills_up_within_a_part_is_said(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason is that of the write that failed, and not that of an attempt to finish the file."""
+    monkeypatch.setattr("service.bulk.vector_files.parts.ROW_GROUP_MAX_BYTES", 10_000)
+    out, limits = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    try:
+        summary = embedded(embedder, out, raw([*MANY] * 10))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert summary["status"] == 2
+    assert summary["error"].startswith("--out cannot be written (File too large), and the part that was open is lost")
+    assert not list(out.glob("*.parquet*"))
+
+
+def test_a_run_that_fails_at_its_end_is_not_complete(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault after the last line was read leaves a folder with which the same command goes on, and no row is lost."""
+    monkeypatch.setattr("service.bulk.vector_files.embed_run.BATCH_MAX_TEXTS", len(MANY) - 1)
+    added, add = [], EmbedRun._add
+
+    def failing(run: EmbedRun, *arguments: Any) -> None:
+        added.append(1)
+        if len(added) == 2:
+            raise RuntimeError("a fault")
+        add(run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbedRun, "_add", failing)
+        failed = embedded(embedder, tmp_path / "out", raw(MANY))
+    assert (failed["status"], failed["error"], len(added)) == (2, "internal error (RuntimeError)", 2)
+    rest = embedded(embedder, tmp_path / "out", raw(MANY))
+    assert (rest["status"], rest["rows"]) == (0, len(MANY))
 
 
 @pytest.mark.parametrize(("lines", "status"), [([], 0), ([{"txt": "no text"}], 1)])

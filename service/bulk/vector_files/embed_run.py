@@ -140,7 +140,7 @@ class EmbedRun:
         self._loop = asyncio.get_running_loop()
         batches: asyncio.Queue[list[_Document] | Exception | None] = asyncio.Queue(maxsize=1)
         Thread(target=self._read, args=(lines, batches), name="lines", daemon=True).start()  # a pipe may never end
-        is_read = False
+        is_read = is_written = False
         fault: Exception | None = None
         try:
             while not self._stopping.is_set():
@@ -152,10 +152,11 @@ class EmbedRun:
                 await self._embed(batch)
             while self._in_flight:
                 await self._take()
+            is_written = is_read
         finally:
             for _, task in self._in_flight:
                 task.cancel()
-            end = self._position if is_read and self.report.failure is None else None
+            end = self._position if is_written and self.report.failure is None else None
             await self._write(lambda: self._folder.close(end))
         if fault is not None:
             raise fault

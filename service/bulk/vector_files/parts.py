@@ -76,6 +76,7 @@ class PartFolder:
         self._began_at = 0.0
         self._open_rows = 0
         self._part_rows = 0
+        self._is_lost = False  # whether rows of the open part could not be written
         self.rows = self.rows_before = 0
         self.parts = 0
         self.is_complete = False
@@ -153,7 +154,7 @@ class PartFolder:
         return size >= self._part_max_bytes or self._clock() - self._began_at >= PART_MAX_S
 
     def close(self, end: Position | None = None) -> None:
-        """Finish the part that is open, unless the rows of its last line are incomplete. Idempotent.
+        """Finish the part that is open, unless the rows of its last line are incomplete or some are lost. Idempotent.
 
         Args:
             end: the end of the input; None if the run has not come to it.
@@ -167,7 +168,7 @@ class PartFolder:
                 self._end = end
                 if is_open or not self.is_complete:  # without a row, an empty part tells the end
                     self._finish(is_last=True)
-            elif is_open and not self._open_rows:
+            elif is_open and not self._open_rows and not self._is_lost:
                 self._finish(is_last=False)
         finally:
             self._discard()
@@ -188,7 +189,9 @@ class PartFolder:
 
     def _flush(self) -> None:
         table = table_of(self._rows, self._description)
+        self._is_lost = True
         self._opened().write_table(table, row_group_size=len(self._rows))
+        self._is_lost = False
         self._checksums.append(column_checksums(table, table.column_names))
         self._part_bytes += self._rows_bytes
         self._rows, self._rows_bytes = [], 0
