@@ -322,9 +322,9 @@ def test_a_shard_into_a_store_that_nobody_named_is_refused(tmp_path: Path, monke
     monkeypatch.delenv("QDRANT_URL", raising=False)
     monkeypatch.delenv("QDRANT_PATH", raising=False)
     (tmp_path / "dump.jsonl").write_text('{"text": "a"}\n')
-    done = CliRunner().invoke(cli, ["bulk", "--collection", "notes", "--shard", "1/2", "dump.jsonl"])
-    assert done.exit_code == 2
-    assert "set QDRANT_URL" in done.output
+    ended = invoke("bulk", "--collection", "notes", "--shard", "1/2", "dump.jsonl")
+    assert (ended.status, ended.out) == (2, "")
+    assert "set QDRANT_URL" in ended.err
     assert not (tmp_path / "qdrant_data").exists()
 
 
