@@ -24,7 +24,7 @@ from service.operations import VectorOperations, VectorSource
 from service.ray_data.batch_ingest import BatchIngest
 from service.ray_data.collection_load import CollectionLoad
 from service.ray_data.options import DEFAULT_LOAD_ID, load_options
-from service.ray_data.outcome import Outcome, rejects_table
+from service.ray_data.outcome import Outcome, failure_of, rejects_table
 from service.ray_data.stored_rows import RowAccount, SharedRows
 from service.ray_data.vector_rows import VectorRows
 from service.settings import Settings
@@ -206,7 +206,9 @@ class QdrantDatasink(Datasink[Outcome]):  # type: ignore[misc,unused-ignore]
     def on_write_failed(self, error: Exception) -> None:
         """Release the store. Called in the driver; Ray raises the error."""
         if self._load is not None:
-            self.report = self._load.end(Outcome(failure=str(getattr(error, "cause", error))), Standing())
+            cause = getattr(error, "cause", error)
+            failure = str(cause) if isinstance(cause, StoringFailedError) else failure_of(error)
+            self.report = self._load.end(Outcome(failure=failure), Standing())
         self._close()
 
     def rejects(self) -> Dataset:

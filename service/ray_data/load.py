@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.data import Dataset
 
-from embedder import Kind, WorkerError
+from embedder import Kind
 from service.bulk import LoadReport
 from service.bulk.field_mapping import FieldOptions
 from service.bulk.line_index import IndexFullError, Standing
@@ -20,7 +20,7 @@ from service.ray_data.collection_load import CollectionLoad
 from service.ray_data.ingest_actor import IngestActor
 from service.ray_data.model_source import model_source
 from service.ray_data.options import DEFAULT_LOAD_ID, load_options
-from service.ray_data.outcome import REJECTS_BLOCK_MAX_ROWS, Outcome, rejects_table
+from service.ray_data.outcome import REJECTS_BLOCK_MAX_ROWS, Outcome, failure_of, rejects_table
 from service.ray_data.stored_rows import StoredRows
 from service.settings import Settings
 
@@ -183,11 +183,3 @@ class _Account:
         if named_lost:
             self._refs += [ray.put(table) for table in self._stored_rows.lost()]
         return ray.data.from_arrow_refs(self._refs)
-
-
-def failure_of(error: Exception) -> str:
-    """The message of an error of Ray. It quotes no row: what is not an error of this project is named by its type."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, WorkerError):
-        return cause.message
-    return f"Ray could not finish the data set ({type(cause or error).__name__}); its log says more. Run it again"

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from embedder import WorkerError
 from service.bulk.line import NO_FILE
 from service.bulk.line_index import IndexedLine, StoredLine
 
@@ -155,3 +156,11 @@ class Outcome:
 def rejects_table(rejects: Sequence[Mapping[str, Any]]) -> pa.Table:
     """A table of rejected rows."""
     return pa.Table.from_pylist(list(rejects), schema=REJECTS_SCHEMA)
+
+
+def failure_of(error: Exception) -> str:
+    """The message of an error of Ray. It quotes no row: what is not an error of this project is named by its type."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, WorkerError):
+        return cause.message
+    return f"Ray could not finish the data set ({type(cause or error).__name__}); its log says more. Run it again"

@@ -32,15 +32,15 @@ from service.bulk.line import BadLine, Line, WrongFileError
 from service.bulk.vector_files.columns import COLUMNS
 from service.bulk.vector_files.description import Description
 from service.bulk.vector_files.file_layout import FileLayout
-from service.bulk.vector_files.points import PointRow, payload_json, schema_of, table_of
+from service.bulk.vector_files.points import SPANS, PointRow, payload_json, schema_of, table_of
 from service.bulk.vector_files.vector_reading import batch_lines
 from service.operations import Piece, VectorSource
+from service.ray_data.list_columns import DATA_SET, with_lists
 from service.ray_data.outcome import FailedRow
 
 BATCH_MAX_ROWS: Final = 500
 """Maximum rows that are decoded at a time."""
 
-_SPANS: Final = ("chunk", "start", "end")
 _ERRORS: Final = pa.schema(
     [
         ("error_code", pa.string()),
@@ -111,7 +111,7 @@ def _nested(points: pa.Table, documents: Sequence[EmbeddedDocument]) -> pa.Table
     offsets = pa.array(np.concatenate([np.zeros(1, np.int32), ends]))
     first = points.take(offsets[:-1])
     pieces = [piece for document in documents for piece in document.pieces]
-    spans = {name: pa.array([getattr(piece, name) for piece in pieces], pa.int32()) for name in _SPANS}
+    spans = {name: pa.array([getattr(piece, name) for piece in pieces], pa.int32()) for name in SPANS}
     columns: dict[str, Any] = {}
     for name in points.schema.names:
         is_vector = any(name in names for names in COLUMNS.values())
@@ -145,33 +145,40 @@ class VectorRows:
         """The documents of a table, and the rows that have no vectors.
 
         Raises:
-            InputError: a column is missing.
+            InputError: a column is missing, or has values of another type.
         """
         layout = self._layout(list(table.schema.names))
+        table = with_lists(table, layout.kinds, is_chunked=layout.is_chunked)
         for batch in table.to_batches(max_chunksize=BATCH_MAX_ROWS):
             valid = batch
             if "error_code" in batch.schema.names:
                 is_valid = pc.is_null(batch.column("error_code"))
                 yield from map(_failed, batch.filter(pc.invert(is_valid)).select(_ERRORS.names).to_pylist())
                 valid = batch.filter(is_valid)
+            if layout.is_chunked:
+                is_whole, rejections = _checked(valid, layout)
+                yield from rejections
+                valid = _exploded(valid.filter(is_whole), layout)
             if valid.num_rows:
-                yield from batch_lines(_exploded(valid, layout) if layout.is_chunked else valid, layout)
+                yield from batch_lines(valid, layout)
 
     def _layout(self, names: Sequence[str]) -> FileLayout:
         kinds = tuple(kind for kind in KINDS if kind in self._source.kinds)
         text, identity = (self._fields.texts or ("text",))[0], self._fields.id or "id"
         needed = [text, *(name for kind in kinds for name in COLUMNS[kind]), *self._fields.payload]
         missing = next((name for name in needed if name not in names), None)
+        errors = _ERRORS.names if "error_code" in names else ()
+        missing = missing or next((name for name in errors if name not in names), None)
         if missing is not None:
-            raise WrongFileError("the data set", f"there is no column {missing!r}; its columns are {', '.join(names)}")
+            raise WrongFileError(DATA_SET, f"there is no column {missing!r}; its columns are {', '.join(names)}")
         sizes = {"dense": self._source.dense_size, "colbert": self._source.colbert_size}
         known: dict[Any, int] = {kind: size for kind, size in sizes.items() if size is not None}
-        used = {text, identity, "id_integer", "payload", *_SPANS, *_ERRORS.names}
+        used = {text, identity, "id_integer", "payload", *SPANS, *_ERRORS.names}
         used |= {name for columns in COLUMNS.values() for name in columns}
         payload = tuple(self._fields.payload) or tuple(name for name in names if name not in used)
-        is_chunked = set(_SPANS) <= set(names)
+        is_chunked = set(SPANS) <= set(names)
         read = {text, identity, "id_integer", "payload", *payload}
-        columns = [name for name in names if name in read] + (["document", *_SPANS] if is_chunked else [])
+        columns = [name for name in names if name in read] + (["document", *SPANS] if is_chunked else [])
         return FileLayout(
             None, kinds, known, identity if identity in names else None, text, payload, is_chunked, tuple(columns)
         )
@@ -180,6 +187,28 @@ class VectorRows:
 def _failed(row: Mapping[str, Any]) -> FailedRow:
     raw = None if row["error_row"] is None else row["error_row"].encode(errors="replace")
     return FailedRow(raw, row["error_code"], row["error_message"], row["error_chunk"], row["error_part"])
+
+
+def _checked(batch: pa.RecordBatch, layout: FileLayout) -> tuple[pa.Array, list[BadLine]]:
+    """Which rows of a batch are documents with the vectors of each of their chunks, and why the others are not."""
+    names = [*SPANS, *(name for kind in layout.kinds for name in COLUMNS[kind])]
+    counts = {name: pc.fill_null(pc.list_value_length(batch.column(name)), 0).to_pylist() for name in names}
+    rejections: list[BadLine] = []
+    are_whole = []
+    for index, text in enumerate(batch.column(layout.text).to_pylist()):
+        chunks = counts["chunk"][index]
+        other = next((name for name in names if counts[name][index] != chunks), None)
+        reason = None
+        if not chunks:
+            reason = "chunk must have the number of a chunk at least, got none"
+        elif other is not None:
+            reason = f"{other} must have a value for each of the {chunks} chunks, got {counts[other][index]}"
+        elif not isinstance(text, str):
+            reason = f"{layout.text} is required" if text is None else f"{layout.text} must be a string"
+        if reason is not None:
+            rejections.append(BadLine(index + 1, reason))
+        are_whole.append(reason is None)
+    return pa.array(are_whole, pa.bool_()), rejections
 
 
 def _exploded(batch: pa.RecordBatch, layout: FileLayout) -> pa.RecordBatch:
@@ -192,7 +221,7 @@ def _exploded(batch: pa.RecordBatch, layout: FileLayout) -> pa.RecordBatch:
     columns: dict[str, Any] = {}
     for name in batch.schema.names:
         is_vector = any(name in COLUMNS[kind] for kind in layout.kinds)
-        if is_vector or name in _SPANS:
+        if is_vector or name in SPANS:
             columns[name] = batch.column(name).flatten()
         elif name in layout.columns:
             columns[name] = batch.column(name).take(pa.array(parents))

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray.data.block import BlockAccessor
 
 from embedder import KINDS, Embedder, InvalidRequest, Kind
 from qdrant_sink import ModelIdentity, Refusal, Store, open_server, point_id
@@ -287,6 +288,69 @@ def test_vectors_of_your_own(settings: Settings, store: Store) -> None:
     assert (sink.report.stored, sink.report.rejected) == (2, 1)
     found = {(payload["number"], payload["language"]) for payload in payloads(store)}
     assert found == {(1, "en"), (3, "fr")}
+
+
+def test_vectors_from_numpy(settings: Settings, store: Store) -> None:
+    """Vectors that a function of numpy arrays gives, which Ray keeps as tensors, are stored as they are."""
+    rows = np.eye(4, dtype=np.float32)
+    ragged = np.empty(2, object)
+    ragged[:] = [rows[:2], rows[1:]]
+    block = BlockAccessor.batch_to_block(
+        {"id": np.array([1, 2]), "text": np.array(["one", "two"]), "dense": rows[:2], "colbert": ragged}
+    )
+    no_vectors = pa.table({"id": [3], "text": ["three"], "dense": pa.nulls(1), "colbert": pa.nulls(1)})
+    sink = QdrantDatasink("notes", VectorSource(("dense", "colbert"), 4, 4, None), settings=settings)
+    written(sink, block, no_vectors)
+    assert sink.report is not None
+    assert (sink.report.stored, sink.report.rejected) == (2, 1)
+    points = store.fetch("notes", [1, 2], False, ("dense", "colbert"))
+    for number, expected in ((1, rows[:2]), (2, rows[1:])):
+        vectors = points[number].vectors
+        assert vectors is not None
+        assert vectors.dense is not None
+        assert vectors.colbert is not None
+        assert np.array_equal(vectors.dense, rows[number - 1])
+        assert np.array_equal(np.asarray(vectors.colbert), expected)
+
+
+def test_documents_whose_chunks_lack_vectors(settings: Settings, store: Store) -> None:
+    """A document with other numbers of chunks and of vectors, or without chunks, is rejected, and changes no other."""
+    rows = np.eye(4, dtype=np.float32).tolist()
+    block = pa.table(
+        {
+            "id": [1, 2, 3, 4, 5],
+            "text": ["one two", "three four", "five", None, "six"],
+            "chunk": [[0, 1], [0], [0], [0], None],
+            "start": [[0, 4], [0], [0], [0], None],
+            "end": [[3, 7], [5], [4], [4], None],
+            "dense": [rows[:1], rows[:2], rows[3:], rows[:1], None],
+        }
+    )
+    sink = QdrantDatasink("notes", VectorSource(("dense",), 4, None, None), settings=settings, alias="live")
+    written(sink, block)
+    assert sink.report is not None
+    assert (sink.report.lines, sink.report.stored, sink.report.rejected, sink.report.alias) == (5, 1, 4, False)
+    page, _ = store.scroll("notes", {}, True, limit=10)
+    assert [(stored.payload or {})["text"] for stored in page.values()] == ["five"]
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("dense", ["secret"]),
+        ("dense", [["secret"]]),
+        ("dense", [1.0]),
+        ("sparse_indices", [[[1]]]),
+        ("error_code", ["wrong"]),
+    ],
+)
+def test_a_column_of_another_type_ends_the_load(settings: Settings, column: str, values: list[Any]) -> None:
+    """The failure names the column, and quotes no value of it."""
+    columns = {"text": ["one"], "dense": [[1.0, 0.0]], "sparse_indices": [[1]], "sparse_values": [[1.0]]}
+    sink = QdrantDatasink("notes", VectorSource(("dense", "sparse"), 2, None, None), settings=settings)
+    with pytest.raises(StoringFailedError, match=r"the data set: (the|there is no) column") as failure:
+        written(sink, pa.table({**columns, column: values}))
+    assert "secret" not in str(failure.value)
 
 
 def test_vectors_of_another_model_are_refused(settings: Settings, source: VectorSource, embedder: Embedder) -> None:

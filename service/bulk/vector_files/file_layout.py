@@ -159,7 +159,7 @@ def _sizes(file: Any, name: str, kinds: Sequence[Kind], part: Part | None) -> di
     sizes: dict[Kind, int] = {}
     for kind in kinds:
         for column in COLUMNS[kind]:
-            _check_type(file.schema_arrow.field(column).type, kind, name, column)
+            check_type(file.schema_arrow.field(column).type, 2 if kind == "colbert" else 1, name, column)
         if kind == "sparse":
             continue
         if part is not None:
@@ -182,15 +182,25 @@ def _first_size(file: Any, kind: Kind) -> int:
     return len(value) if value else 0
 
 
-def _check_type(type_: Any, kind: Kind, name: str, column: str) -> None:
-    """Raise WrongFileError unless a column has lists of numbers, nested twice for ColBERT."""
+def check_type(type_: Any, depth: int, name: str, column: str) -> None:
+    """Check that a column has lists of numbers.
+
+    Args:
+        type_: its type, of pyarrow.
+        depth: how deeply the lists are nested; 1 for lists of numbers.
+        name: name of the file.
+        column: name of the column.
+
+    Raises:
+        WrongFileError: it has other values.
+    """
     arrow = library("pyarrow", "--vectors-in")
-    depth = 0
+    nested = 0
     inner = type_
     while hasattr(inner, "value_field"):
-        depth += 1
+        nested += 1
         inner = inner.value_type
     is_number = arrow.types.is_integer(inner) or arrow.types.is_floating(inner)
-    if depth != (2 if kind == "colbert" else 1) or not is_number:
-        wanted = "lists of lists of numbers" if kind == "colbert" else "lists of numbers"
+    if nested != depth or not is_number:
+        wanted = f"{'lists of ' * depth}numbers"
         raise WrongFileError(name, f"the column {column} must have {wanted}, got {type_!s:.60}")

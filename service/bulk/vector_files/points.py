@@ -29,6 +29,9 @@ from service.operations import Piece
 COMPRESSED: Final = ("id", "text", "payload", "document")
 """Columns that are compressed. Numbers of vectors hardly become smaller."""
 
+SPANS: Final = ("chunk", "start", "end")
+"""Columns of the spans of chunks."""
+
 _ROW_BYTES: Final = 64
 """Bytes of the columns of a row that are always the same."""
 
