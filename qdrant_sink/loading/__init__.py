@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from qdrant_sink.loading.record import LOAD_ID, LOAD_ID_RULE, LoadRecord, Records, changes_of, is_load_id, records_of
 from qdrant_sink.loading.shard import SHARD_RULE, SHARDS_MAX, Shard
-from qdrant_sink.loading.sharded_load import ShardedLoad, sharded_loads
+from qdrant_sink.loading.sharded_load import ShardedLoad, lacking_lines, sharded_loads
 from qdrant_sink.loading.signs import BEAT_INTERVAL_S, LEASE_S, Life, SignsOfLife
 from qdrant_sink.loading.steps import Action, Step, Steps, in_force
 
@@ -31,6 +31,7 @@ __all__ = [
     "changes_of",
     "in_force",
     "is_load_id",
+    "lacking_lines",
     "records_of",
     "sharded_loads",
 ]

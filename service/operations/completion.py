@@ -44,6 +44,7 @@ from service.operations.model_check import ModelCheck
 from service.operations.recorded_copy import RecordedCopy
 from service.operations.store_access import IngestSlot, StoreAccess
 from service.operations.stored_texts import check_texts, form_of_texts
+from service.operations.unended_loads import check_loads_complete
 from service.validation import invalid_field
 
 log = logging.getLogger(__name__)
@@ -187,6 +188,10 @@ class Completion:
                 f"of the collection {name!r} itself",
             )
         await self._collections.check_alias(alias, into)
+        previous = await self._store.patient_call(lambda: self._store.opened().collection_of(alias, patient=True))
+        if previous not in (plan.source, into):
+            source = plan.source
+            await self._store.patient_call(lambda: check_loads_complete(self._store.opened(), source, "collection"))
         return alias
 
     def _plan(self, request: CompletionRequest, name: str) -> _Plan:

@@ -8,6 +8,7 @@ from service.logs import AUDIT, CALLER
 from service.operations.collections import Collections
 from service.operations.reindex_values import PreviousCollection
 from service.operations.store_access import StoreAccess
+from service.operations.unended_loads import check_loads_ended
 from service.validation import invalid_field
 
 
@@ -66,8 +67,8 @@ class PreviousCollections:
             into: the new collection, to which an alias leads, or which has at least as many points.
 
         Raises:
-            InvalidRequest: an alias leads to the old collection, a name is that of an alias, or the new collection is
-                not in use and has fewer points.
+            InvalidRequest: an alias leads to the old collection, a name is that of an alias, the new collection is not
+                in use and has fewer points, or a load or a copy into one of the two is not finished.
             WorkerError: a collection does not exist, or a store fails.
         """
         for name, field in ((collection, "collection"), (into, "into")):
@@ -88,6 +89,8 @@ class PreviousCollections:
                 f"must have the points of {collection!r} ({state.points}) or an alias that leads to it, and {into!r} "
                 f"has {state.stored} points and no alias; run the re-index to its end first",
             )
+        check_loads_ended(source, collection, "collection")
+        check_loads_ended(target, into, "into")
         try:
             source.drop(collection)
         except Exception as error:

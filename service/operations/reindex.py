@@ -31,6 +31,7 @@ from service.operations.reindex_texts import ReindexedTexts
 from service.operations.reindex_values import ReindexProgress, ReindexReport, ReindexRequest
 from service.operations.store_access import StoreAccess
 from service.operations.stored_texts import check_texts
+from service.operations.unended_loads import check_loads_complete
 from service.settings import Settings
 from service.validation import invalid_field
 
@@ -124,7 +125,8 @@ class Reindex:
             The report, with the error that ended the copy early, if any. The same request continues it.
 
         Raises:
-            InvalidRequest: the request is invalid, a vector would be lost, or the new collection has other points.
+            InvalidRequest: the request is invalid, a vector would be lost, the new collection has other points, or the
+                alias would move although a load into the old collection, which it does not lead to, is not finished.
             SchemaMismatch: the new collection exists with another schema.
             ModelMismatch: vectors are to be embedded beside copied ones, and those are another model's.
             WorkerError: the collection does not exist, or a store fails before the first point.
@@ -196,6 +198,8 @@ class Reindex:
     def _plan(self, request: ReindexRequest, names: _Names) -> ReindexPlan:
         """Plan the copy, and check the texts and the new collection. Nothing is changed."""
         store, target = self._source.opened(), self._target.opened()
+        if names.alias is not None and names.previous not in (names.source, request.into):
+            check_loads_complete(store, names.source, "collection")
         plan = self._planner.plan(request, names.source, store.describe(names.source))
         self._planner.check_present(request, plan, store)
         if request.embed:

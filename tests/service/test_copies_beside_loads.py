@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from embedder import Embedder
+from embedder import Embedder, InvalidRequest
 from qdrant_sink import StoreUnavailable
 from qdrant_sink.completing import CompletionReport
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.loading import LoadRecord, changes_of, records_of
+from qdrant_sink.loading import LoadRecord, Shard, changes_of, records_of
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from service.operations import (
@@ -169,3 +169,60 @@ def test_a_copy_is_named_after_its_collection() -> None:
     odd = load_id_of_copy("completion", "a/b " + "é" * 200)
     assert odd.startswith("completion-")
     assert len(odd) == len("completion-") + 16
+
+
+def unfinished(core: Operations, collection: str, shard: Shard | None = None) -> None:
+    """A load that has stored a part of its lines; with a shard, all lines of this shard alone."""
+
+    async def begun() -> None:
+        name = "rest" if shard is None else shard.load_of("rest")
+        load = await core.loads.load(LoadRequest(collection, name, "live", shard=shard), lambda _text: None)
+        assert await load.begin(asyncio.Event())
+        if shard is None:
+            await load.stop()
+        else:
+            await load.end(asyncio.Event(), complete=True, rejected=0, alias="live")
+
+    asyncio.run(begun())
+
+
+@pytest.mark.parametrize("shard", [None, Shard(1, 2), Shard(1, 1)])
+def test_no_alias_moves_to_the_copy_of_a_collection_that_is_being_loaded(
+    store: Store, embedder: Embedder, shard: Shard | None
+) -> None:
+    """Neither a re-index nor a completion makes the part of a load that is stored the collection of searches."""
+    site = Site(store, embedder)
+    site.fill(TEXTS[:5])
+    store.ensure("old", site.schema)
+    store.alias("live", "old")
+    unfinished(site.core, "notes-v1", shard)
+    with pytest.raises(InvalidRequest, match=r"collection must have no load that is not finished, and load 'rest"):
+        site.run("notes-v1", alias="live")
+    with pytest.raises(InvalidRequest, match=r"give its lines up with bulk --finish --drop-load rest$"):
+        asyncio.run(site.core.completion(CompletionRequest(("sparse",), "notes-v1", into="notes-v2", alias="live")))
+    assert (store.aliases(), sorted(store.collections())) == ({"live": "old"}, ["notes-v1", "old"])
+    asyncio.run(site.core.loads.forget("notes-v1", "rest", lambda _text: None))
+    assert site.run("notes-v1", alias="live").alias == "live"
+
+
+def test_a_collection_in_use_is_copied_beside_a_load(store: Store, embedder: Embedder) -> None:
+    """Searches have its points already, so that the alias may move."""
+    site = Site(store, embedder)
+    site.fill(TEXTS[:5])
+    store.alias("notes", "notes-v1")
+    unfinished(site.core, "notes-v1")
+    assert site.run().alias == "notes"
+
+
+def test_a_collection_that_is_being_loaded_is_not_deleted(store: Store, embedder: Embedder) -> None:
+    """Two names in the wrong order do not cost a load, and an alias on an unfinished copy does not cost the old one."""
+    site = Site(store, embedder)
+    site.fill(TEXTS[:5])
+    assert site.run("notes-v1", alias="live").is_complete
+    for collection, field in (("notes-v1", "collection"), ("notes-v2", "into")):
+        unfinished(site.core, collection)
+        with pytest.raises(InvalidRequest, match=f"{field} must have no load that is not finished"):
+            asyncio.run(site.core.reindex.previous.drop("notes-v1", "notes-v2"))
+        asyncio.run(site.core.loads.forget(collection, "rest", lambda _text: None))
+    asyncio.run(site.core.reindex.previous.drop("notes-v1", "notes-v2"))
+    assert store.collections() == ["notes-v2"]

@@ -267,8 +267,9 @@ def _advice(report: ReindexReport, options: ReindexOptions) -> list[str]:
         return lines
     if report.difference > 0:
         lines.append(
-            f"{report.difference} points were deleted from {report.source!r} during the copy; run the command again "
-            "with --prune to delete them here too"
+            f"{report.difference} points of {report.collection!r} are not in {report.source!r}: they were deleted "
+            "there during the copy, or another load has stored them here; run the command again with --prune to delete "
+            "them here"
         )
     if report.difference < 0:
         lines.append(
