@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, cast, get_args
 
 from bge_m3_qdrant_client import AsyncClient, ClientError, IngestReport, InvalidOption, Unauthorized, UnexpectedAnswer
 from bge_m3_qdrant_client import InvalidRequest as EndpointInvalidRequest
@@ -29,6 +29,8 @@ from service.operations import (
 )
 from service.operations.finish import FINISH_ID
 from service.operations.load_actions import WHOLE
+from service.operations.load_values import LoadOutcome
+from service.validation import shown
 
 SUPERSEDED: Final = "superseded"
 """Code of the chunks of a document of which another job has stored a later version."""
@@ -242,7 +244,12 @@ class _Run:
             return LoadEnd("stopped")
         for message in answer.messages:
             self._say(message)
-        return LoadEnd(cast("Any", answer.outcome), tuple(answer.aliases))
+        if answer.outcome not in get_args(LoadOutcome):
+            raise Internal(
+                f"the endpoint failed: its worker says that the load is {shown(answer.outcome)}, which this release "
+                "does not know; use the release of the worker"
+            )
+        return LoadEnd(cast("LoadOutcome", answer.outcome), tuple(answer.aliases))
 
     @property
     def _named(self) -> dict[str, Any]:
@@ -286,6 +293,17 @@ def _is_of_options(error: EndpointInvalidRequest) -> bool:
 
 
 def _report(report: IngestReport) -> operations.IngestReport:
+    """The report of a job as one of this process.
+
+    Raises:
+        IngestFailed: it names a text that the job did not have, or has a negative count.
+    """
+    indices = [*(point.index for point in report.rejected), *report.differing]
+    counts = [report.stored, report.skipped, report.tokens, *(text.chunks or 0 for text in report.results if text)]
+    if min(counts) < 0 or not all(0 <= index < report.texts for index in indices):
+        failure = Internal("the endpoint failed: the report of a job does not fit its texts; is it one of this worker?")
+        unknown = tuple(RejectedPoint(index, None, failure) for index in range(report.texts))
+        raise IngestFailed(failure, operations.IngestReport("", 0, 0, unknown, stored_of_texts=(0,) * report.texts))
     rejected_of = Counter(point.index for point in report.rejected)
     rejected = tuple(
         RejectedPoint(point.index, point.chunk, Refusal(cast("Any", point.code), point.message))

@@ -51,7 +51,7 @@ OVERLOADED_PAUSE_S: Final = 1.0
 STANDARD_INPUT_ID: Final = "standard-input"
 """Default id of a load from the standard input."""
 
-UNFINISHED: Final = "the shards are not complete, so neither the graph is built nor an alias moved"
+UNFINISHED: Final = "not all loads are complete, so neither the graph is built nor an alias moved"
 
 
 @dataclass(frozen=True, slots=True)

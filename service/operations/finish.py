@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from embedder import KINDS, NotFound
@@ -12,11 +13,27 @@ from qdrant_sink.copying import source_vectors
 from service.operations.collections import Collections
 from service.operations.load_values import LoadEnd, LoadRequest
 from service.operations.loads import Loads
+from service.operations.ongoing_load import OngoingLoad
 from service.operations.store_access import StoreAccess
 from service.settings import Settings
 
 FINISH_ID: Final = "finish"
 """Id of the load that a finish is for others while it runs. It stores no lines, and leaves no record."""
+
+
+async def ended_finish(load: OngoingLoad, stopping: asyncio.Event, alias: str | None) -> LoadEnd:
+    """End a load without lines, whose aliases no other load moves if it leaves the end to that one.
+
+    Args:
+        load: the load, which need not have begun.
+        stopping: event that ends the wait for the graph.
+        alias: alias that is to lead to the collection; None for none.
+
+    Raises:
+        WorkerError: the store fails.
+    """
+    end = await load.end(stopping, complete=True, rejected=0, alias=alias)
+    return replace(end, outcome="unfinished") if end.outcome == "left" else end
 
 
 class Finish:
@@ -72,7 +89,7 @@ class Finish:
             await loads.forget(collection, load_id, say)
         request = LoadRequest(collection, FINISH_ID, alias, has_lines=False, allow_empty=allow_empty)
         load = await loads.load(request, say)
-        return await load.end(stopping, complete=True, rejected=0, alias=alias)
+        return await ended_finish(load, stopping, alias)
 
     def _schema(self, collection: str) -> CollectionSchema:
         """The schema of the config, in the sizes that the collection has."""

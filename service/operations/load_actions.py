@@ -11,6 +11,7 @@ from embedder import InvalidRequest
 from qdrant_sink.loading import Shard
 from service.logs import AUDIT, CALLER
 from service.operations.collections import Collections
+from service.operations.finish import ended_finish
 from service.operations.load_values import LoadCounts, LoadRequest
 from service.operations.loads import Loads
 from service.operations.ongoing_load import OngoingLoad
@@ -135,7 +136,7 @@ class LoadActions:
     async def _finish(self, action: LoadAction, said: list[str]) -> LoadStep:
         request = LoadRequest(action.collection, action.name, action.alias, has_lines=False)
         load = await self._loads.load(request, said.append)
-        end = await load.end(asyncio.Event(), complete=True, rejected=0, alias=action.alias)
+        end = await ended_finish(load, asyncio.Event(), action.alias)
         return LoadStep(end.outcome, tuple(end.aliases), (*said, *shard_messages(end)))
 
 

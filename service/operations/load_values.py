@@ -51,6 +51,10 @@ class LoadCounts:
     points: int = 0
 
 
+LoadOutcome = Literal["finished", "left", "blocked", "stopped", "unfinished"]
+"""How a load has ended; see `LoadEnd`."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadEnd:
     """How a load has ended.
@@ -58,7 +62,8 @@ class LoadEnd:
     Attributes:
         outcome: `finished`: the graph is built and the aliases have moved. `left`: another load is under way, and
             finishes. `blocked`: the graph is built, and lines of some loads are missing, so no alias has moved.
-            `stopped`: it was interrupted. `unfinished`: shards are missing, and nothing was done.
+            `stopped`: it was interrupted. `unfinished`: of a load without lines, shards are missing or another load is
+            under way, and nothing was done.
         aliases: aliases that were moved.
         others: loads that are under way, or whose lines are missing, this one included.
         sharded: the loads that are divided into shards, of a load without lines.
@@ -66,7 +71,7 @@ class LoadEnd:
         kept: aliases that stay, because the collection has no points and the one to which they lead has some.
     """
 
-    outcome: Literal["finished", "left", "blocked", "stopped", "unfinished"]
+    outcome: LoadOutcome
     aliases: Sequence[str] = ()
     others: Sequence[LoadRecord] = ()
     sharded: Sequence[ShardedLoad] = ()

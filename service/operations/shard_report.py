@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from qdrant_sink.loading import LoadRecord, Shard, ShardedLoad
-from service.operations.load_values import LoadEnd
+from service.operations.load_values import LoadEnd, described
 
 SHARDS_NAMED_MAX: Final = 20
 """Maximum shards that one message names."""
@@ -22,6 +22,9 @@ def shard_messages(end: LoadEnd) -> Iterator[str]:
             yield from gaps(load, end.points)
         else:
             yield stored(load, end.points)
+    if end.outcome == "unfinished":
+        for other in end.others[:SHARDS_NAMED_MAX]:
+            yield f"{described(other)} is under way: finish again when it has ended"
     for name, of_name in counts.items():
         if len(of_name) > 1:
             parts = " and in ".join(map(str, of_name))
@@ -38,6 +41,7 @@ def gaps(load: ShardedLoad, points: int) -> Iterator[str]:
         load: the load.
         points: number of points in the collection.
     """
+    shards = "it" if load.count == 1 else "the shards"
     name = f"load {load.name!r} in {_shards(load)}"
     if load.not_begun:
         them = "it" if len(load.not_begun) == 1 else "them"
@@ -50,8 +54,8 @@ def gaps(load: ShardedLoad, points: int) -> Iterator[str]:
         yield f"{name}: shard {record.shard} {what} (last sign of life {record.seen}); run it again if it has died"
     if load.not_complete:
         yield (
-            f"{name}: {_counted(load.not_complete)}; correct the input and run these shards again, or run them again "
-            "with the options that allow it"
+            f"{name}: {_counted(load.not_complete)}; correct the input and run {shards} again, or with the "
+            "options that allow them"
         )
     if load.not_begun or load.not_ended:
         return
@@ -66,8 +70,8 @@ def gaps(load: ShardedLoad, points: int) -> Iterator[str]:
             )
     elif load.points > points:
         yield (
-            f"{name}: the collection has {points} points, and the shards have stored {load.points}; points were "
-            "deleted meanwhile, or the server has lost some: run the shards again with --insert-only"
+            f"{name}: the collection has {points} points, and the load has stored {load.points}; points were deleted "
+            f"meanwhile, or the server has lost some: run {shards} again with --insert-only"
         )
 
 

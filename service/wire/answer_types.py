@@ -279,7 +279,7 @@ class LoadAnswer(TypedDict):
 
     outcome: Annotated[
         Literal["begun", "ended", "finished", "left", "blocked", "stopped", "unfinished"],
-        Field(description="unfinished: shards are missing, as messages say, and nothing was done"),
+        Field(description="unfinished: shards are missing or a load is under way, as messages say; nothing was done"),
     ]
     aliases: Annotated[list[str], Field(description="aliases that lead to the collection now")]
     messages: Annotated[list[str], Field(description="for a person: what is missing, or what the shards have counted")]

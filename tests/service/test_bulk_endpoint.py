@@ -129,6 +129,42 @@ def test_kept_points_are_compared_as_in_every_load(worker: Worked, double: GrpcD
     assert (allowed.differing, allowed.alias) == (0, True)
 
 
+@pytest.mark.parametrize(
+    "upsert",
+    [
+        {"stored": 3, "rejected": [{"index": 4, "code": "store_rejected", "message": "wrong"}]},
+        {"stored": 3, "rejected": [{"index": -1, "code": "store_rejected", "message": "wrong"}]},
+        {"stored": 4, "differing": [9]},
+        {"stored": -4},
+    ],
+)
+def test_a_report_that_does_not_fit_its_job_ends_the_load(
+    worker: Worked, double: GrpcDouble, upsert: dict[str, Any]
+) -> None:
+    """No line is counted by an answer that names texts of no job, or fewer than no points."""
+
+    def fate(raw: Any) -> Any:
+        if not raw.get("texts"):
+            return None
+        results = [{"id": 1, "tokens": 1, "truncated": False}] * len(raw["texts"])
+        answer = {"collection": "notes", "skipped": 0, "rejected": [], **upsert}
+        return {"model": "mini", "results": results, "upsert": answer, "usage": {"tokens": 4}}
+
+    worker.fate = fate
+    report = run(worker, lines())
+    assert "the report of a job does not fit its texts" in str(report.failure)
+    assert (report.stored, report.status, double.aliases) == (0, 2, {})
+
+
+def test_an_unknown_end_is_a_failure(worker: Worked, double: GrpcDouble) -> None:
+    """A worker of another release whose answer says something else does not count as a finished load."""
+    answer = {"outcome": "postponed", "aliases": [], "messages": []}
+    worker.fate = lambda raw: answer if raw.get("action") == "finish" else None
+    report = run(worker, lines())
+    assert "says that the load is 'postponed', which this release does not know" in str(report.failure)
+    assert (report.status, double.aliases) == (2, {})
+
+
 def test_shards_over_an_endpoint_are_finished_together(worker: Worked, double: GrpcDouble) -> None:
     """Several machines can feed one endpoint; --finish over it compares them."""
     assert run(worker, lines(), "--shard", "1/2").status == 0

@@ -30,8 +30,9 @@ from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from service.bulk import BulkLoad, LoadReport
 from service.bulk.line import BadLine, Line, Origin
+from service.bulk.load import UNFINISHED
 from service.bulk.shard_lines import ShardLines
-from service.operations import Operations
+from service.operations import LoadEnd, Operations
 from service.operations.finish import Finish
 from service.operations.loads import Loads
 from service.transports.cli.bulk import load_options
@@ -39,7 +40,7 @@ from service.transports.cli.finish import finished
 from service.wire.fields import Limits
 from tests.command_line import bulk_options, invoke
 from tests.service.client import PATIENCE
-from tests.service.test_bulk_together import LEASE_S, Stalling, edges, opened, operations, recorded
+from tests.service.test_bulk_together import LEASE_S, Held, Stalling, edges, opened, operations, recorded
 from tests.sink.grpc_double import GrpcDouble
 
 SHARDS = ("1/3", "2/3", "3/3")
@@ -90,7 +91,7 @@ def run(
 
 
 def finish(
-    core: Operations, said: list[str] | None = None, collection: str = "notes", alias: str = "live"
+    core: Operations, said: list[str] | None = None, collection: str = "notes", alias: str | None = "live"
 ) -> LoadReport:
     """Finish a collection, as `--finish` does."""
     operation = Finish(core.settings, core._store.opened())
@@ -235,6 +236,35 @@ def test_another_load_leaves_the_end_to_the_finish_of_the_shards(core: Operation
     assert (other.alias, double.aliases) == (False, {})
     assert any("--finish" in text for text in said)
     assert finish(core).alias is True
+
+
+def test_a_finish_beside_a_load_is_repeated(core: Operations, double: GrpcDouble) -> None:
+    """The load that is under way moves no alias of the finish at its end, so the finish says that it has failed."""
+    slow = Held(core, "slow")
+    for alias in ("next", None):
+        said: list[str] = []
+        report = finish(core, said, alias=alias)
+        assert (report.failure, report.status) == (UNFINISHED, 2)
+        assert said[-1].startswith("load 'slow' (begun ")
+        assert said[-1].endswith(" is under way: finish again when it has ended")
+    assert slow.end().alias is True
+    assert double.aliases == {"live": "notes"}
+    assert finish(core, alias="next").status == 0
+    assert double.aliases == {"live": "notes", "next": "notes"}
+
+
+def test_finishes_at_the_same_time(core: Operations, double: GrpcDouble) -> None:
+    """Several operators finish one collection: its graph is whole, the alias has moved, and nothing is recorded."""
+    for shard in SHARDS:
+        run(core, lines(), "--shard", shard)
+
+    async def all_of_them() -> list[LoadEnd]:
+        operation = Finish(core.settings, core._store.opened())
+        ends = (operation("notes", "live", say=lambda _text: None, stopping=asyncio.Event()) for _ in range(4))
+        return await asyncio.gather(*ends)
+
+    assert [end.outcome for end in asyncio.run(all_of_them())] == ["finished"] * 4
+    assert (double.aliases, edges(double), recorded(core)) == ({"live": "notes"}, 16, set())
 
 
 def test_a_shard_runs_once(core: Operations) -> None:
@@ -418,7 +448,7 @@ class Refused:
         self.said: list[str] = []
         report = finish(core, self.said)
         assert (report.alias, report.status) == (False, 2)
-        assert "the shards are not complete" in str(report.failure)
+        assert "not all loads are complete" in str(report.failure)
 
     def has(self, message: str) -> bool:
         """Whether a message was printed."""

@@ -313,7 +313,7 @@ class LoadAnswer(Answer):
     messages: list[str]
     """For a person: what is missing, or what the shards have counted."""
     outcome: str
-    """Unfinished: shards are missing, as messages say, and nothing was done."""
+    """Unfinished: shards are missing or a load is under way, as messages say; nothing was done."""
     timings: dict[str, float] | None = None
     """Seconds per stage; only with timings."""
 
