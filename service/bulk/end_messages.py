@@ -26,11 +26,14 @@ def end_messages(end: LoadEnd, load_id: str, alias: str | None) -> Iterator[str]
     elif end.outcome in ("blocked", "finished"):
         lacking = [record for record in end.others if record.load != load_id]
         yield from (_missing(record) for record in lacking if record.shard is None)
-        shards = dict.fromkeys(record.shard.name_of(record.load) for record in lacking if record.shard is not None)
+        shards = {record.shard.name_of(record.load): record.shard for record in lacking if record.shard is not None}
         for name in shards.keys() - {load.name for load in end.sharded}:  # of those is said what they lack
+            what, them, their = ("over an endpoint", "it", "its")
+            if shards[name].count > 1:
+                what, them, their = ("in shards", "them", "their")
             yield (
-                f"load {name!r} is in shards, so no alias is set until --finish has compared them; "
-                f"--finish --drop-load {name} gives their lines up"
+                f"load {name!r} is {what}, so no alias is set until --finish has compared {them}; "
+                f"--finish --drop-load {name} gives {their} lines up"
             )
 
 

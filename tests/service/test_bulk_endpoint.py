@@ -18,6 +18,7 @@ from tests.service.endpoints import (
     run,
 )
 from tests.service.test_bulk_together import edges
+from tests.service.test_bulk_together import run as run_here
 from tests.sink.grpc_double import GrpcDouble
 
 
@@ -163,6 +164,20 @@ def test_an_unknown_end_is_a_failure(worker: Worked, double: GrpcDouble) -> None
     report = run(worker, lines())
     assert "says that the load is 'postponed', which this release does not know" in str(report.failure)
     assert (report.status, double.aliases) == (2, {})
+
+
+def test_another_load_names_one_that_was_lost_over_an_endpoint(worker: Worked, double: GrpcDouble) -> None:
+    """It is not said to be in shards, and the ways out are named."""
+    lost = {"error": "lost", "error_code": "schema_mismatch", "retryable": False, "details": {}}
+    worker.fate = lambda raw: lost if raw.get("texts") else None
+    assert run(worker, lines()).status == 2
+    said: list[str] = []
+    other = run_here(worker.core, lines(), "--load-id", "other", say=said.append)
+    assert (other.failure, other.alias, double.aliases) == (None, False, {})
+    assert said[-1] == (
+        "load 'standard-input' is over an endpoint, so no alias is set until --finish has compared it; "
+        "--finish --drop-load standard-input gives its lines up"
+    )
 
 
 def test_shards_over_an_endpoint_are_finished_together(worker: Worked, double: GrpcDouble) -> None:
