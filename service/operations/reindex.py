@@ -20,6 +20,7 @@ from qdrant_sink import Catalogue, Store
 from qdrant_sink.copying import kept_indexes
 from service.operations.collections import Collections
 from service.operations.copy_target import target_exists
+from service.operations.load_values import described
 from service.operations.loads import Loads
 from service.operations.model_check import ModelCheck
 from service.operations.previous_collection import PreviousCollections
@@ -31,7 +32,7 @@ from service.operations.reindex_texts import ReindexedTexts
 from service.operations.reindex_values import ReindexProgress, ReindexReport, ReindexRequest
 from service.operations.store_access import StoreAccess
 from service.operations.stored_texts import check_texts
-from service.operations.unended_loads import check_loads_complete
+from service.operations.unended_loads import check_loads_complete, incomplete_loads
 from service.settings import Settings
 from service.validation import invalid_field
 
@@ -139,6 +140,7 @@ class Reindex:
             if names.alias is not None and names.previous == request.into and not request.again:
                 return await slot.run(lambda: self._finished(request, names), stage="store")
             plan = await slot.run(lambda: self._plan(request, names), stage="store")
+            await slot.run(lambda: self._warn(names.source, request.into, say), stage="store")
             if names.alias is not None:
                 await self._collections.check_alias(names.alias, request.into)
             if self._model is not None and request.embed and plan.copied:
@@ -214,6 +216,16 @@ class Reindex:
                     f"{begun.shown!r}; give another name",
                 )
         return plan
+
+    def _warn(self, source: str, into: str, say: Callable[[str], None]) -> None:
+        """Say that lines of the old collection are missing, or are not compared."""
+        loads = incomplete_loads(self._source.opened(), source)
+        if loads:
+            more = "" if len(loads) == 1 else f" and {len(loads) - 1} more"
+            say(
+                f"{described(loads[0])}{more} into {source!r} is not finished: lines that it stores after this copy "
+                f"are not in {into!r}"
+            )
 
     def _create(self, request: ReindexRequest, plan: ReindexPlan) -> None:
         """Create the new collection, or verify it, with the payload indexes of both."""

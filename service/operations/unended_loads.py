@@ -35,7 +35,12 @@ def check_loads_complete(store: Store, collection: str, field: str) -> None:
     Raises:
         InvalidRequest: lines are missing, or shards were not compared.
     """
-    _refuse(lacking_lines(_records(store, collection), finishing=False), collection, field)
+    _refuse(incomplete_loads(store, collection), collection, field)
+
+
+def incomplete_loads(store: Store, collection: str) -> Sequence[LoadRecord]:
+    """The loads into a collection of which lines are missing, or whose shards were not compared."""
+    return lacking_lines(_records(store, collection), finishing=False)
 
 
 def _records(store: Store, collection: str) -> list[LoadRecord]:
