@@ -48,7 +48,11 @@ def _weights(checkpoint: Path) -> Path:
 
 
 def spans_read(path: Path, *, with_table: bool) -> list[tuple[int, int]]:
-    """First byte and end of each part of a safetensors file that is read."""
+    """First byte and end of each part of a safetensors file that is read.
+
+    Raises:
+        ValueError, KeyError, OSError: the header is larger than its limit or damaged, or the file cannot be read.
+    """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > HEADER_MAX_BYTES:

@@ -253,7 +253,11 @@ def _bytes_of(value: Any) -> int:
 
 
 def plain_value(name: str, value: Any) -> Any:
-    """A value as JSON has it: times as ISO 8601, decimals as numbers, maps as objects."""
+    """A value as JSON has it: times as ISO 8601, decimals as numbers, maps as objects.
+
+    Raises:
+        BadLineError: JSON has no such value.
+    """
     kind = type(value)
     if kind in (str, int, float, bool, type(None)):
         return value

@@ -44,6 +44,9 @@ def index_of(key: Hashable, count: int) -> int:
         key: `Line.key`. A line whose id is invalid belongs to the shard of its number, on all machines alike, where its
             file may have different names.
         count: number of shards.
+
+    Raises:
+        TypeError: the key is that of no line.
     """
     match key:
         case UUID():

@@ -107,7 +107,12 @@ class QdrantDatasink(Datasink[Outcome]):  # type: ignore[misc,unused-ignore]
         return {**self.__dict__, "_load": None, "_say": None, "report": None}
 
     def on_write_start(self, schema: Any = None) -> None:  # noqa: ARG002 - Ray passes it
-        """Prepare the collection. Called in the driver."""
+        """Prepare the collection. Called in the driver.
+
+        Raises:
+            StoringFailedError: the folder of rejects has files.
+            WorkerError: the settings, the collection or the store do not allow the load.
+        """
         if self._rejects is not None:
             system, folder = pyarrow.fs.FileSystem.from_uri(self._rejects)
             system.create_dir(folder)

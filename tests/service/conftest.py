@@ -20,6 +20,7 @@ from service.settings import Settings
 from tests.embedder.oracle import Oracle
 from tests.service.client import ENVIRONMENT, Client
 from tests.service.doubles import Watched
+from tests.sink.grpc_double import GrpcDouble
 
 Serve = Callable[..., Client]
 """`serve(store=..., NAME="value")` returns a client of operations over the session's model with these settings."""
@@ -68,6 +69,14 @@ def store(tmp_path: Path) -> Iterator[EdgeStore]:
     opened = EdgeStore(tmp_path / "edge")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def double(tmp_path: Path) -> Iterator[GrpcDouble]:
+    """A server on a loopback port."""
+    server = GrpcDouble(tmp_path)
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

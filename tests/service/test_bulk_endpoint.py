@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,14 +26,6 @@ def _fast_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs are asked for often, and retries wait for no time."""
     monkeypatch.setattr("bge_m3_qdrant_client.runpod_target.POLL_INTERVAL_MIN_S", 0.01)
     monkeypatch.setattr("bge_m3_qdrant_client.exchange.BACK_OFF_MIN_S", 0.001)
-
-
-@pytest.fixture
-def double(tmp_path: Path) -> Iterator[GrpcDouble]:
-    """A server on a loopback port."""
-    server = GrpcDouble(tmp_path)
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -57,14 +57,6 @@ def _fast_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def double(tmp_path: Path) -> Iterator[GrpcDouble]:
-    """A server on a loopback port."""
-    server = GrpcDouble(tmp_path)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def worker(double: GrpcDouble) -> Iterator[Worked]:
     """A worker that allows loads."""
     worker = Worked(double.port)

@@ -52,14 +52,6 @@ _processes.set_forkserver_preload(["tests.service.test_bulk_shards"])
 
 
 @pytest.fixture
-def double(tmp_path: Path) -> Iterator[GrpcDouble]:
-    """A server on a loopback port."""
-    server = GrpcDouble(tmp_path)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def core(double: GrpcDouble) -> Iterator[Operations]:
     """Operations over the double."""
     core = operations(opened(double.port))

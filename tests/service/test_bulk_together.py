@@ -43,14 +43,6 @@ _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["tests.service.test_bulk_together"])
 
 
-@pytest.fixture
-def double(tmp_path: Path) -> Iterator[GrpcDouble]:
-    """A server on a loopback port."""
-    server = GrpcDouble(tmp_path)
-    yield server
-    server.stop()
-
-
 def opened(port: int) -> ServerStore:
     """The server adapter, connected to the double."""
     return ServerStore("http://127.0.0.1:9", grpc_port=port, timeout_s=5, deadline_s=3.0, pause_s=0.02)

@@ -376,7 +376,11 @@ def load_over(
     rejected_lines: BinaryIO | None = None,
     read: ReadProgress | None = None,
 ) -> int:
-    """Run a load over an endpoint, and print its summary; returns the exit status."""
+    """Run a load over an endpoint, and print its summary; returns the exit status.
+
+    Raises:
+        Failure: an option is out of range.
+    """
     try:
         checked = load_options(options, Limits(max_texts=BATCH_MAX_TEXTS, max_length=PASSAGE_MAX_TOKENS))
     except InvalidRequest as error:
