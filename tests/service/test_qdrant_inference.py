@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedder import Embedder, Outputs
+from service.memory_budget import MemoryBudget
 from service.operations import Operations
 from service.settings import Settings
 from service.transports.http import inference_key
@@ -249,6 +250,13 @@ def test_a_request_without_the_key_is_refused(http: httpx.Client, token: Any) ->
 
 def test_bodies_without_a_key_leave_the_memory_of_others(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients whose key is to follow in the body share a part of the memory, which others do not need."""
+    budgets: list[MemoryBudget] = []
+
+    def recorded(size_bytes: int) -> MemoryBudget:
+        budgets.append(MemoryBudget(size_bytes))
+        return budgets[-1]
+
+    monkeypatch.setattr(inference_key, "MemoryBudget", recorded)
     monkeypatch.setattr(inference_key, "UNPROVEN_DIVISOR", 10**9)
     own = {"API_KEY": KEY, "SERVED_MODEL_NAME": MODEL, "INFERENCE_MAX_REQUEST_MB": "1"}
     settings = Settings.from_environment({**ENVIRONMENT, **own})
@@ -257,12 +265,9 @@ def test_bodies_without_a_key_leave_the_memory_of_others(embedder: Embedder, mon
     with Served(Operations(settings, embedder)) as served, served.client() as http:
         with RawClient(served.port) as first:
             first.send(begun)
-
-            def second() -> httpx.Response:
-                return http.post(INFERENCE, content=b" " * 150_000, headers={"Content-Type": "application/json"})
-
-            asyncio.run(until(lambda: second().status_code == 429))  # when the first one has been read
-            assert "at most 1000000 bytes together" in refused(second(), 429)
+            asyncio.run(until(lambda: budgets[0].reserved_bytes == 900_000))
+            second = http.post(INFERENCE, content=b" " * 150_000, headers={"Content-Type": "application/json"})
+            assert "at most 1000000 bytes together" in refused(second, 429)
             good(post(http, inputs, params={"key": KEY}))
         asyncio.run(until(lambda: served.running[INFERENCE] == 0))
         good(post(http, inputs))
