@@ -12,6 +12,7 @@ mpl.use("svg")
 
 from matplotlib.figure import Figure
 
+from benchmarks.goals import goals_of
 from benchmarks.ratios import growth_sizes, ratios
 from benchmarks.results import Result, Run
 
@@ -58,7 +59,7 @@ def draw(run: Run, results: Mapping[str, Result], path: Path) -> None:
 def _ratios(axes: Any, run: Run, results: Mapping[str, Result]) -> None:
     found = [
         (ratio, ratio.value)
-        for ratio in ratios(results, run.model["linear"])
+        for ratio in ratios(results, run.model["linear"], goals_of(run.hardware))
         if ratio.value is not None and ratio.against in {"original", "m3serve"} and ratio.at_least
     ]
     axes.set_title("How many times quicker (black line: goal)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
+from benchmarks.goals import goals_of
 from benchmarks.plan import ENTRIES
 from benchmarks.ratios import growth_sizes, name, ratios, share_of_ceiling
 from benchmarks.results import Outcome, Result, Run
@@ -43,7 +44,7 @@ def machine(run: Run, results: Results) -> str:
 def targets(run: Run, results: Results) -> str:
     """Ratios beside what was promised."""
     rows = []
-    for ratio in ratios(results, run.model["linear"]):
+    for ratio in ratios(results, run.model["linear"], goals_of(run.hardware)):
         value = ratio.reason if ratio.value is None else f"{ratio.value:.3g} {ratio.unit}"
         bound = ">=" if ratio.at_least else "<="
         goal = "" if ratio.goal is None else f"{bound} {ratio.goal:g} {ratio.unit}"
