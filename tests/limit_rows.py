@@ -203,6 +203,14 @@ ROWS: Final[Mapping[str, tuple[str, list[str]]]] = {
         ["service.operations.ongoing_load:RECORDS_MAX"],
     ),
     "shards of a bulk load": ("{:n}", ["qdrant_sink.loading.shard:SHARDS_MAX"]),
+    "options by which lines are read, in the record of a load": (
+        "{:n}, of {:n} and {:n} characters",
+        [
+            "service.operations.load_content:INPUT_MAX_OPTIONS",
+            "service.operations.load_content:INPUT_NAME_MAX_CHARACTERS",
+            "service.operations.load_content:INPUT_VALUE_MAX_CHARACTERS",
+        ],
+    ),
     "line of a bulk load": ("{:mb}", ["service.bulk.raw_lines:LINE_MAX_BYTES"]),
     "text, Markdown or HTML file of a bulk load": ("{:mb}", ["service.bulk.whole_file:TEXT_FILE_MAX_BYTES"]),
     "PDF file of a bulk load": ("{:mb}", ["service.bulk.whole_file:PDF_MAX_BYTES"]),

@@ -55,8 +55,8 @@ PUBLIC: Final[dict[str, str]] = {
         BulkLoad LoadOptions LoadReport
     """,
     "qdrant_sink.loading": """
-        BEAT_INTERVAL_S LEASE_S LOAD_ID LOAD_ID_RULE SHARDS_MAX SHARD_RULE Action Life LoadRecord Records Shard
-        ShardedLoad SignsOfLife Step Steps changes_of in_force is_load_id lacking_lines records_of sharded_loads
+        BEAT_INTERVAL_S LEASE_S LOAD_ID LOAD_ID_RULE SHARDS_MAX SHARD_RULE Action Life LoadContent LoadRecord Records
+        Shard ShardedLoad SignsOfLife Step Steps changes_of in_force is_load_id lacking_lines records_of sharded_loads
     """,
     "service.operations": """
         Chunking ColbertMatch Collections CollectionsRequest CollectionsResult CompletionProgress

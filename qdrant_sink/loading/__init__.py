@@ -1,11 +1,13 @@
 """Several bulk loads into one collection: their records in its metadata, and who finishes the collection.
 
-`record` is what is stored of a load, `shard` a part of an input and `sharded_load` all parts, `signs` tells the living
-from the dead, and `steps` are the steps of a load, as values without any input or output.
+`record` is what is stored of a load, `content` decides what its points contain, `shard` is a part of an input and
+`sharded_load` all parts, `signs` tells the living from the dead, and `steps` are the steps of a load, as values without
+any input or output.
 """
 
 from __future__ import annotations
 
+from qdrant_sink.loading.content import LoadContent
 from qdrant_sink.loading.record import LOAD_ID, LOAD_ID_RULE, LoadRecord, Records, changes_of, is_load_id, records_of
 from qdrant_sink.loading.shard import SHARD_RULE, SHARDS_MAX, Shard
 from qdrant_sink.loading.sharded_load import ShardedLoad, lacking_lines, sharded_loads
@@ -21,6 +23,7 @@ __all__ = [
     "SHARD_RULE",
     "Action",
     "Life",
+    "LoadContent",
     "LoadRecord",
     "Records",
     "Shard",

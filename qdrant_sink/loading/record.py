@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
+from qdrant_sink.loading.content import LoadContent
 from qdrant_sink.loading.shard import Shard
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class LoadRecord:
             `interrupted`.
         rejected: number of points and lines that were rejected or replaced by others.
         replaces: holders of earlier runs of the same load, whose records are no longer in force.
+        content: what decides the content of its points; None if it is unknown, as of an earlier release.
     """
 
     load: str
@@ -68,6 +70,7 @@ class LoadRecord:
     lines: int = 0
     points: int = 0
     replaces: tuple[str, ...] = ()
+    content: LoadContent | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -117,6 +120,7 @@ class LoadRecord:
             complete=value.get("complete") is True,
             shard=shard,
             replaces=tuple(str(other) for other in replaces),
+            content=LoadContent.parse(value.get("content")),
         )
 
     @property
@@ -125,7 +129,8 @@ class LoadRecord:
         fields = asdict(self)
         del fields["holder"]
         shard = None if self.shard is None else str(self.shard)
-        return {**fields, "shard": shard, "replaces": list(self.replaces)}
+        content = None if self.content is None else self.content.value
+        return {**fields, "shard": shard, "replaces": list(self.replaces), "content": content}
 
 
 Records = Mapping[str, LoadRecord]

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from qdrant_sink.loading.content import LoadContent
 from qdrant_sink.loading.record import LoadRecord
 from qdrant_sink.loading.shard import Shard
 
@@ -51,6 +52,25 @@ class ShardedLoad:
         return {read: tuple(shards) for read, shards in sorted(inputs.items())}
 
     @property
+    def contents(self) -> dict[LoadContent, tuple[Shard, ...]]:
+        """The shards by what decides the content of their points, without those of which it is unknown."""
+        contents: dict[LoadContent, list[Shard]] = defaultdict(list)
+        for record in self.records:
+            if record.content is not None and record.shard is not None:
+                contents[record.content].append(record.shard)
+        return {content: tuple(shards) for content, shards in contents.items()}
+
+    @property
+    def of_unknown_content(self) -> tuple[Shard, ...]:
+        """The shards that do not say what decides the content of their points."""
+        return tuple(record.shard for record in self.records if record.content is None and record.shard is not None)
+
+    @property
+    def has_same_content(self) -> bool:
+        """Whether no two shards say that the content of their points is decided differently."""
+        return len(self.contents) <= 1
+
+    @property
     def lines(self) -> int:
         """Number of lines of the shards that have ended."""
         return sum(record.lines for record in self.records if record.has_ended)
@@ -68,7 +88,8 @@ class ShardedLoad:
     @property
     def is_complete(self) -> bool:
         """Whether every line of the input is stored, as far as the records say."""
-        return not (self.not_begun or self.not_ended or self.not_complete) and self.has_same_input
+        is_whole = not (self.not_begun or self.not_ended or self.not_complete)
+        return is_whole and self.has_same_input and self.has_same_content
 
     def is_unfinished(self, points: int) -> bool:
         """Whether lines or points are missing. Rejected lines of a load that is not divided are no reason to wait.

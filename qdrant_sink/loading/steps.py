@@ -54,7 +54,7 @@ class Step(Enum):
     KEEP = "write that this process ends, because lines are missing"
     REKEEP = "look whether the lines are still missing"
     QUIT = "write that this process ends, because it was interrupted"
-    REFUSED = "another run of the same load is under way"
+    REFUSED = "another run of the same load is under way, or points of the load have other content"
     STOPPED = "interrupted"
     LEFT = "another load finishes"
     BLOCKED = "lines are missing, so that the alias stays"
@@ -116,8 +116,11 @@ class Steps:
     Attributes:
         record: the record as this load writes it next or has written it last.
         step: the step to do next.
+        keeps: whether the load leaves points that exist unchanged.
         has_lines: whether the load has stored lines; False if it only finishes what others have stored, so that nothing
             of it needs to be kept.
+        unlike: records of the same load, or of other shards of it, whose points have other content, so that this run
+            was refused.
         others: records of other loads that decided the last step: those under way, or those whose lines are missing.
         aliases: aliases to move.
         cleared: holders whose records are removed at the end.
@@ -127,6 +130,8 @@ class Steps:
     record: LoadRecord
     step: Step = Step.LOOK
     has_lines: bool = True
+    keeps: bool = False
+    unlike: tuple[LoadRecord, ...] = ()
     others: tuple[LoadRecord, ...] = ()
     aliases: tuple[str, ...] = ()
     cleared: tuple[str, ...] = ()
@@ -228,7 +233,31 @@ class Steps:
         """Whether a later run of the same load has begun, because this one gave no sign of life for too long."""
         return any(self.record.holder in record.replaces for record in records.values())
 
+    def _unlike(self, others: Sequence[LoadRecord], records: Records) -> tuple[LoadRecord, ...]:
+        """The records that this run must not be completed with: other shards, and runs whose points it would keep.
+
+        A run that agrees with one shard may begin, so that shards which differ can be loaded again one by one.
+        """
+        mine, content = self.record, self.record.content
+        if content is None:
+            return ()
+        earlier = (record for record in records.values() if record.load == mine.load and record.holder != mine.holder)
+        kept = ((record, record.content) for record in earlier if self.keeps)
+        unlike = [record for record, of_points in kept if of_points and not content.keeps_points_of(of_points)]
+        if unlike or mine.shard is None:
+            return tuple(unlike)
+        name = mine.shard.name_of(mine.load)
+        shards = tuple(
+            record
+            for record in others
+            if record.shard is not None and record.load != mine.load and record.shard.name_of(record.load) == name
+            if record.content is not None
+        )
+        return () if any(record.content == content for record in shards) else shards
+
     def _looked(self, others: Sequence[LoadRecord], records: Records, life_of: LifeOf) -> Steps:
+        if unlike := self._unlike(others, records):
+            return replace(self, step=Step.REFUSED, unlike=unlike)
         earlier = tuple(record for record in others if record.load == self.record.load)
         lives = {life_of(record) for record in earlier if record.is_active}
         if "alive" in lives:
@@ -236,13 +265,16 @@ class Steps:
         if "unknown" in lives:
             return replace(self, others=earlier)
         replaced = {holder for record in earlier for holder in (record.holder, *record.replaces) if holder in records}
-        record = replace(self.record, replaces=tuple(sorted(replaced)))
+        content = self.record.content or next((record.content for record in earlier if record.content), None)
+        record = replace(self.record, replaces=tuple(sorted(replaced)), content=content)
         return replace(self, step=Step.CLAIM, record=record, others=earlier)
 
     def _confirmed(self, others: Sequence[LoadRecord], records: Records, life_of: LifeOf) -> Steps:
         rivals = tuple(record for record in others if record.load == self.record.load)
         if rivals:
             return replace(self, step=Step.WITHDRAW, others=rivals)
+        if unlike := self._unlike(others, records):
+            return replace(self, step=Step.WITHDRAW, unlike=unlike)
         # An earlier run that had ended, and is replaced, may be closing too.
         closing = tuple(one for one in records.values() if one.state == "closing" and life_of(one) != "dead")
         return replace(self, others=closing) if closing else replace(self, step=Step.DEFER, others=())

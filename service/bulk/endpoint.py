@@ -15,6 +15,7 @@ from bge_m3_qdrant_client import WorkerError as EndpointError
 
 from embedder import Cancelled, Internal, InvalidRequest, ModelFailure, NotFound, Overloaded, WorkerError
 from qdrant_sink import Refusal, SchemaMismatch, StoreRejected, StoreUnavailable
+from qdrant_sink.loading import LoadContent
 from service import operations
 from service.bulk.endpoint_calls import JOB_RETRIES, LOST_JOBS_MAX, EndpointCalls
 from service.bulk.line_batches import BATCH_MAX_TEXTS
@@ -149,6 +150,17 @@ def _options(request: IngestRequest) -> dict[str, Any]:
     return options
 
 
+def _content(content: LoadContent) -> dict[str, Any]:
+    """What decides the content of the points of a load."""
+    options: dict[str, Any] = {"colbert_pooling": content.colbert_pooling, "input": dict(content.input)}
+    if content.vectors:
+        options["vectors"] = list(content.vectors)
+    if content.chunk_tokens is not None:
+        options["chunk"] = {"max_tokens": content.chunk_tokens, "overlap": content.chunk_overlap}
+    named = {"max_length": content.max_length, "text_key": content.text_key, "id_scope": content.id_scope}
+    return {**options, **{name: value for name, value in named.items() if value is not None}}
+
+
 class _Collections:
     def __init__(self, calls: EndpointCalls) -> None:
         self._calls = calls
@@ -194,7 +206,13 @@ class _Run:
 
     async def begin(self, stopping: asyncio.Event) -> bool:
         """Create or verify the collection, record the load, and defer the graph if the collection is empty."""
-        await self._step("begin", defer_index=self._request.defer_index)
+        request = self._request
+        options: dict[str, Any] = {"defer_index": request.defer_index}
+        if request.content is not None:
+            options["content"] = _content(request.content)
+        if request.keeps:
+            options["mode"] = "insertOnly"
+        await self._step("begin", **options)
         return not stopping.is_set()
 
     @asynccontextmanager

@@ -40,6 +40,11 @@ class FieldOptions:
         """Whether any field is named."""
         return bool(self.id is not None or self.texts or self.payload)
 
+    @property
+    def by_option(self) -> dict[str, object]:
+        """The fields by the names of the options that name them."""
+        return {"id-field": self.id, "text-field": self.texts, "payload-fields": self.payload}
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:

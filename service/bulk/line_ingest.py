@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, overload
 
 from embedder import Kind
+from qdrant_sink.loading import LoadContent
 from service.bulk.backend import Backend
 from service.bulk.line import Line
 from service.bulk.vector_line import VectorLine
@@ -19,6 +20,7 @@ from service.operations import (
     VectorOperations,
 )
 from service.operations.ingest_plan import IngestPlan
+from service.operations.load_content import content_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +48,16 @@ class LineIngest(Protocol):
 
         Raises:
             WorkerError: it is invalid, or the collection has vectors of another model than the lines.
+        """
+        ...
+
+    def content(self, request: IngestRequest, scope: str, read_by: Mapping[str, object]) -> LoadContent:
+        """What decides the content of the points of a load.
+
+        Args:
+            request: the request of every batch.
+            scope: name from which ids are derived.
+            read_by: options by which lines are read, with their names.
         """
         ...
 
@@ -95,9 +107,13 @@ class _TextIngest:
     def __init__(self, core: Operations) -> None:
         self._ingest = core.ingest
         self._wanted = core.collections.wanted
+        self._max_length = core.limits.passage
 
     async def check(self, request: IngestRequest) -> None:
         self._ingest.check(request)
+
+    def content(self, request: IngestRequest, scope: str, read_by: Mapping[str, object]) -> LoadContent:
+        return content_of(request, scope, max_length=self._max_length, read_by=read_by)
 
     def kinds(self, request: IngestRequest) -> Sequence[Kind]:
         return tuple(request.vectors) or self._wanted.kinds
@@ -122,6 +138,9 @@ class _GivenIngest:
         self._ingest.check(request)
         if request.collection is not None:
             await self._ingest.check_model(request.collection)
+
+    def content(self, request: IngestRequest, scope: str, read_by: Mapping[str, object]) -> LoadContent:
+        return content_of(request, scope, kinds=self._ingest.kinds, read_by=read_by)
 
     def kinds(self, request: IngestRequest) -> Sequence[Kind]:
         return tuple(request.vectors) or tuple(kind for kind in self._wanted.kinds if kind in self._ingest.kinds)
@@ -148,6 +167,9 @@ class _RemoteIngest:
 
     async def check(self, request: IngestRequest) -> None:
         """Nothing: the first batch ends the load if the request is invalid."""
+
+    def content(self, request: IngestRequest, scope: str, read_by: Mapping[str, object]) -> LoadContent:
+        return content_of(request, scope, read_by=read_by)
 
     async def __call__(self, request: IngestRequest, lines: Sequence[Line]) -> IngestResult:
         return await self._ingest(_request(request, lines))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from threading import Thread
 from typing import BinaryIO, Final
@@ -70,6 +70,8 @@ class LoadOptions:
         load_id: id of the load, by which its next run and its operator know it.
         shard: load only the lines of this shard, and leave the graph and the alias to the finish of all shards; None to
             load all lines.
+        read_by: options by which the lines are read from their files, with their names, as the record of the load keeps
+            them.
     """
 
     request: IngestRequest
@@ -80,6 +82,7 @@ class LoadOptions:
     defer_index: bool = False
     load_id: str = STANDARD_INPUT_ID
     shard: Shard | None = None
+    read_by: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def scope(self) -> str:
@@ -235,6 +238,8 @@ class BulkLoad:
             options.defer_index,
             has_lines=self._has_documents,
             shard=options.shard,
+            content=self._ingest_lines.content(options.request, options.scope, options.read_by),
+            keeps=options.request.insert_only,
         )
 
     async def _end(self, load: LoadRun) -> LoadEnd:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from embedder import InvalidRequest
-from qdrant_sink.loading import Shard
+from qdrant_sink.loading import LoadContent, Shard
 from service.logs import AUDIT, CALLER
 from service.operations.collections import Collections
+from service.operations.embed import LengthLimits
 from service.operations.finish import ended_finish
 from service.operations.load_values import LoadCounts, LoadRequest
 from service.operations.loads import Loads
@@ -36,6 +37,8 @@ class LoadAction:
         counts: what an ended shard has counted.
         rejected: number of its rejected points and lines.
         complete: whether all its lines are stored, or rejections are allowed.
+        content: what decides the content of its points, for `begin`; None if it is unknown, or that of an earlier run.
+        keeps: whether points that exist are left unchanged.
     """
 
     action: Literal["begin", "end", "finish"]
@@ -47,6 +50,8 @@ class LoadAction:
     counts: LoadCounts = LoadCounts()  # noqa: RUF009 - a frozen value
     rejected: int = 0
     complete: bool = True
+    content: LoadContent | None = None
+    keeps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +78,14 @@ class LoadActions:
     Args:
         collections: the collections of the worker.
         loads: its loads.
+        limits: lengths of texts where a load does not say them.
         allowed: whether the operator allows it.
     """
 
-    def __init__(self, collections: Collections, loads: Loads, *, allowed: bool) -> None:
+    def __init__(self, collections: Collections, loads: Loads, limits: LengthLimits, *, allowed: bool) -> None:
         self._collections = collections
         self._loads = loads
+        self._limits = limits
         self._allowed = allowed
 
     async def __call__(self, action: LoadAction) -> LoadStep:
@@ -128,10 +135,18 @@ class LoadActions:
             action.alias,
             action.defer_index,
             shard=action.shard,
+            content=self._content(action.content),
+            keeps=action.keeps,
         )
         load = await self._loads.load(request, said.append)
         await load.begin(asyncio.Event())
         return load
+
+    def _content(self, content: LoadContent | None) -> LoadContent | None:
+        """The content with the length to which this worker truncates texts."""
+        if content is None or content.chunk_tokens is not None:
+            return content
+        return replace(content, max_length=content.max_length or self._limits.passage)
 
     async def _finish(self, action: LoadAction, said: list[str]) -> LoadStep:
         request = LoadRequest(action.collection, action.name, action.alias, has_lines=False)

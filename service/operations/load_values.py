@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from qdrant_sink.loading import LoadRecord, Shard, ShardedLoad
+from qdrant_sink.loading import LoadContent, LoadRecord, Shard, ShardedLoad
 
 INTERRUPTED: Final = "interrupted; run the same command again to continue"
 """What a load, a copy or a completion says that was ended before its end."""
@@ -25,6 +25,8 @@ class LoadRequest:
         shard: part of an input that is loaded; None for the whole. Shards are finished together by a load without
             lines.
         allow_empty: whether aliases move although the collection has no points and the one to which they lead has some.
+        content: what decides the content of its points; None if it is unknown, or that of an earlier run of the load.
+        keeps: whether points that exist are left unchanged.
     """
 
     collection: str
@@ -34,6 +36,8 @@ class LoadRequest:
     has_lines: bool = True
     shard: Shard | None = None
     allow_empty: bool = False
+    content: LoadContent | None = None
+    keeps: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Final, Literal
 from embedder import InvalidRequest, WorkerError
 from qdrant_sink import AccessDenied, CollectionChanged, CollectionSchema, FeatureMissing, StoreUnavailable
 from qdrant_sink.loading import (
+    LoadContent,
     LoadRecord,
     Records,
     ShardedLoad,
@@ -32,6 +33,7 @@ from qdrant_sink.loading import (
 from service.operations.collections import Collections
 from service.operations.life_wait import LifeWait
 from service.operations.load_aliases import MovedAliases, move_aliases
+from service.operations.load_content import in_collection, refusal
 from service.operations.load_values import LoadCounts, LoadEnd, LoadRequest, described
 from service.operations.store_access import StoreAccess
 
@@ -91,7 +93,7 @@ class OngoingLoad:
         now = _now()
         holder = PROCESS + secrets.token_hex(4)
         record = LoadRecord(request.load_id, holder, "running", now, now, alias=request.alias, shard=request.shard)
-        self._steps = Steps(record, has_lines=request.has_lines)
+        self._steps = Steps(record, has_lines=request.has_lines, keeps=request.keeps)
         self.signs = signs
         self._is_recorded = True
         self._written_s = monotonic()
@@ -115,17 +117,21 @@ class OngoingLoad:
             Whether the load may store lines; False if it was stopped.
 
         Raises:
-            InvalidRequest: another run of the same load is under way, or too many loads are recorded.
+            InvalidRequest: another run of the same load is under way, the points of the load have other content, or too
+                many loads are recorded.
             WorkerError: the store fails.
         """
-        alias_from = await self._store.patient_call(self._ensured)
+        alias_from, content = await self._store.patient_call(self._ensured)
         await self._check_count()
-        self._steps = replace(self._steps, record=replace(self._steps.record, alias_from=alias_from))
+        record = replace(self._steps.record, alias_from=alias_from, content=content)
+        self._steps = replace(self._steps, record=record)
         try:
             await self._run(stopping)
         except WorkerError:
             await self.stop()
             raise
+        if self._steps.step is Step.REFUSED and self._steps.unlike:
+            raise refusal(self._steps.record, self._steps.unlike)
         if self._steps.step is Step.REFUSED:
             raise InvalidRequest(
                 f"{_named(self._steps.others)} is under way already; wait until it ends, or name this load with "
@@ -344,11 +350,19 @@ class OngoingLoad:
         sharded = sharded_loads(in_force(records_of(store.metadata(collection)).values()))
         return sharded, store.count(collection) if sharded else 0
 
-    def _ensured(self) -> str | None:
-        """Create or verify the collection; returns the collection that the alias leads to."""
-        self._collections.catalogue.ensure(self._request.collection)
-        alias = self._request.alias
-        return None if alias is None else self._store.opened().collection_of(alias, patient=True)
+    def _ensured(self) -> tuple[str | None, LoadContent | None]:
+        """Create or verify the collection.
+
+        Returns:
+            The collection that the alias leads to, and what decides the content of the points of the load.
+        """
+        request, catalogue = self._request, self._collections.catalogue
+        catalogue.ensure(request.collection)
+        alias_from = None if request.alias is None else self._store.opened().collection_of(request.alias, patient=True)
+        if request.content is None:
+            return alias_from, None
+        schema = catalogue.recognised(request.collection).read_by(request.content.text_key)
+        return alias_from, in_collection(request.content, schema, request.collection)
 
     def _defer(self) -> bool:
         """Defer the graph if that is wanted. A collection without dense vectors has none."""

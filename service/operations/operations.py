@@ -106,7 +106,7 @@ class Operations:
         self.reindex = Reindex(settings, self._store, model=model)
         self.search = SearchOperation(embedder, self._store, self.collections, check, self.limits, memory=self.memory)
         self.points = Points(self._store, self.collections, self.memory)
-        self.load_action = LoadActions(self.collections, self.loads, allowed=settings.allow_loads)
+        self.load_action = LoadActions(self.collections, self.loads, self.limits, allowed=settings.allow_loads)
         self.inventory = Inventory(settings, self._store, self.collections)
         self.score = Score(embedder, self.limits, memory=self.memory)
         self.rerank = Rerank(embedder, self.limits, memory=self.memory)

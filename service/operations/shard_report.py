@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from qdrant_sink.loading import LoadRecord, Shard, ShardedLoad
+from service.operations.load_content import differences
 from service.operations.load_values import LoadEnd, described
 
 SHARDS_NAMED_MAX: Final = 20
@@ -22,6 +23,11 @@ def shard_messages(end: LoadEnd) -> Iterator[str]:
             yield from gaps(load, end.points)
         else:
             yield stored(load, end.points)
+        if end.outcome == "finished" and load.count > 1 and load.of_unknown_content:
+            yield (
+                f"load {load.name!r}: {_named(load.of_unknown_content)} did not record the options that decide what "
+                "points contain, so these were not compared; make sure that all shards had the same"
+            )
     if end.outcome == "unfinished":
         for other in end.others[:SHARDS_NAMED_MAX]:
             yield f"{described(other)} is under way: finish again when it has ended"
@@ -56,6 +62,11 @@ def gaps(load: ShardedLoad, points: int) -> Iterator[str]:
         yield (
             f"{name}: {_counted(load.not_complete)}; correct the input and run {shards} again, or with the "
             "options that allow them"
+        )
+    if not load.has_same_content:
+        yield (
+            f"{name}: the shards were not loaded with the same options ({_options(load)}); run those of the wrong "
+            "options again, with the same and without --insert-only"
         )
     if load.not_begun or load.not_ended:
         return
@@ -95,6 +106,23 @@ def _named(shards: Sequence[Shard]) -> str:
     names = ", ".join(map(str, shards[:SHARDS_NAMED_MAX]))
     more = len(shards) - SHARDS_NAMED_MAX
     return f"shard{'s' if len(shards) > 1 else ''} {names}{f' and {more} more' if more > 0 else ''}"
+
+
+def _options(load: ShardedLoad) -> str:
+    """The options in which the shards of a load differ, and which of them had which."""
+    told = differences(list(load.contents))
+    fields = (
+        f"{field} " + ", ".join(f"{value} by {_named(shards)}" for value, shards in _grouped(values, load))
+        for field, values in told.items()
+    )
+    return "; ".join(fields)
+
+
+def _grouped(values: Sequence[str], load: ShardedLoad) -> Iterator[tuple[str, Sequence[Shard]]]:
+    shards: dict[str, list[Shard]] = defaultdict(list)
+    for value, of_value in zip(values, load.contents.values(), strict=True):
+        shards[value] += of_value
+    yield from ((value, sorted(of_value)) for value, of_value in shards.items())
 
 
 def _counted(records: Sequence[LoadRecord]) -> str:

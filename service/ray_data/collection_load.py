@@ -12,6 +12,7 @@ from embedder import WorkerError
 from service.bulk import LoadOptions, LoadReport
 from service.bulk.line_index import Standing
 from service.operations import LoadRequest, OngoingLoad, VectorOperations, VectorSource
+from service.operations.load_content import content_of
 from service.operations.load_values import described
 from service.ray_data.outcome import Outcome
 from service.settings import Settings
@@ -27,17 +28,27 @@ class CollectionLoad:
         source: what the vectors are.
         options: the options of the load.
         say: prints a message.
+        max_length: tokens beyond which a text without chunks is truncated; None for rows that have vectors.
 
     Attributes:
         lost: why the load must not go on, because its record is gone; None if it may.
     """
 
     def __init__(
-        self, settings: Settings, source: VectorSource, options: LoadOptions, say: Callable[[str], None]
+        self,
+        settings: Settings,
+        source: VectorSource,
+        options: LoadOptions,
+        say: Callable[[str], None],
+        *,
+        max_length: int | None = None,
     ) -> None:
         self._core = VectorOperations(settings, source)
         self._options = options
         self._say = say
+        self._content = content_of(
+            options.request, options.scope, kinds=source.kinds, max_length=max_length, read_by=options.read_by
+        )
         self._load: OngoingLoad | None = None
         self._beating: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -66,7 +77,14 @@ class CollectionLoad:
         if options.alias is not None:
             await collections.check_alias(options.alias, options.collection)
         await self._core.ingest.check_model(options.collection)
-        request = LoadRequest(options.collection, options.load_id, options.alias, options.defer_index)
+        request = LoadRequest(
+            options.collection,
+            options.load_id,
+            options.alias,
+            options.defer_index,
+            content=self._content,
+            keeps=options.request.insert_only,
+        )
         load = await self._core.loads.load(request, self._say)
         await load.begin(self._stopping)
         self._load = load

@@ -94,6 +94,7 @@ class QdrantDatasink(Datasink[Outcome]):  # type: ignore[misc,unused-ignore]
             allow_lost=allow_lost,
             defer_index=defer_index,
             load_id=load_id,
+            fields=fields,
         )
         self._rejects = rejects
         self._rows = VectorRows(source, fields)

@@ -103,8 +103,9 @@ def load(
         allow_lost=allow_lost,
         defer_index=defer_index,
         load_id=load_id,
+        fields=fields,
     )
-    collection_load = CollectionLoad(chosen, model_source(chosen), options, say)
+    collection_load = CollectionLoad(chosen, model_source(chosen), options, say, max_length=chosen.passage_max_length)
     try:
         collection_load.begin()
         outcomes = ds.map_batches(

@@ -7,6 +7,7 @@ from typing import Final
 
 from embedder import CHUNK_MIN_TOKENS, InvalidRequest, Kind
 from service.bulk import LoadOptions
+from service.bulk.field_mapping import FieldOptions
 from service.operations import Chunking, IngestRequest
 
 DEFAULT_LOAD_ID: Final = "ray"
@@ -26,6 +27,7 @@ def load_options(
     allow_lost: bool = False,
     defer_index: bool = False,
     load_id: str = DEFAULT_LOAD_ID,
+    fields: FieldOptions = FieldOptions(),  # noqa: B008 - it is frozen
 ) -> LoadOptions:
     """The options of a load into a collection; see `load`.
 
@@ -52,6 +54,7 @@ def load_options(
         allow_lost=allow_lost,
         defer_index=defer_index,
         load_id=load_id,
+        read_by=fields.by_option,
     )
 
 

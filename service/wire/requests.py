@@ -67,6 +67,14 @@ class Chunking(Wire):
         """`overlap`, by default an eighth of `maxTokens`."""
         return self.max_tokens // 8 if self.overlap is None else self.overlap
 
+    def check_overlap(self, path: str) -> None:
+        """Raise ValueError for an overlap of more than half of a chunk, with the path of the chunking."""
+        overlap_max = self.max_tokens // 2
+        if self.overlap_tokens > overlap_max:
+            raise ValueError(
+                f"{path}.overlap: must be at most half of maxTokens ({overlap_max}), got {shown(self.overlap)}"
+            )
+
     def value(self) -> operations.Chunking:
         """Convert to the request value."""
         return operations.Chunking(self.max_tokens, self.overlap_tokens)
@@ -123,11 +131,7 @@ class EmbedRequest(Wire):
         return self
 
     def _fits_chunks(self, chunk: Chunking) -> None:
-        overlap_max = chunk.max_tokens // 2
-        if chunk.overlap_tokens > overlap_max:
-            raise ValueError(
-                f"qdrant.chunk.overlap: must be at most half of maxTokens ({overlap_max}), got {shown(chunk.overlap)}"
-            )
+        chunk.check_overlap("qdrant.chunk")
         if self.return_vectors:
             raise ValueError("returnVectors: must be false with qdrant.chunk, got true; chunks are only stored")
         if self.max_length is not None and self.max_length < chunk.max_tokens:

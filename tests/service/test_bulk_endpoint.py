@@ -171,6 +171,20 @@ def test_another_load_names_one_that_was_lost_over_an_endpoint(worker: Worked, d
     )
 
 
+def test_shards_over_an_endpoint_have_the_same_options(worker: Worked) -> None:
+    """The worker compares them at the begin of a shard, with the length to which it truncates texts."""
+    assert run(worker, lines(), "--shard", "1/2", "--text-field", "text").status == 0
+    stored = worker.core._store.opened().count("notes")
+    for options in (["--text-field", "body"], ["--text-field", "text", "--chunk-tokens", "64", "--insert-only"]):
+        refused = run(worker, lines(), "--shard", "2/2", *options)
+        assert (refused.status, refused.stored) == (2, 0)
+        assert "loadId must be of a load of the same options: shard 1/2 of load" in str(refused.failure)
+    assert "maxLength 512 (here none)" in str(refused.failure)
+    assert run(worker, lines(), "--shard", "2/2", "--text-field", "text", "--insert-only").status == 0
+    assert worker.core._store.opened().count("notes") > stored
+    assert finish(worker, []).alias is True
+
+
 def test_shards_over_an_endpoint_are_finished_together(worker: Worked, double: GrpcDouble) -> None:
     """Several machines can feed one endpoint; --finish over it compares them."""
     assert run(worker, lines(), "--shard", "1/2").status == 0

@@ -46,7 +46,7 @@ NOT_BY_AN_ARGUMENT: Final[Mapping[str, set[str]]] = {
         "operation", "like", "offset", "fusion", "rrfK", "weights", "prefetch", "scoreThreshold", "params",
         "withPayload", "withVectors", "groupBy", "groupSize",
     },
-    "bulk": {*_CONSTANT_OF_EMBED, "action", "read", "lines", "points", "rejected", "complete"},
+    "bulk": {*_CONSTANT_OF_EMBED, "action", "content", "read", "lines", "points", "rejected", "complete"},
     "complete": set(),
     "embed": {*_CONSTANT_OF_EMBED, "collection", "idScope", "mode", "textKey"},
     "reindex": set(),
@@ -57,8 +57,7 @@ OF_THE_COMMAND: Final[Mapping[str, set[str]]] = {
     "ask": {"as_json"},
     "bulk": {
         "files", "allow_rejected", "replace", "allow_differing", "endpoint", "key", "jobs", "finish", "allow_empty",
-        "drop_load", "vectors_in", "vectors_model", "dry_run", "tokens_per_s", "rejects", "rejected_lines", "format",
-        "encoding", "id_field", "text_fields", "payload_fields", "columns", "as_json",
+        "drop_load", "vectors_model", "dry_run", "tokens_per_s", "rejects", "rejected_lines", "as_json",
     },
     "complete": {"as_json"},
     "embed": {

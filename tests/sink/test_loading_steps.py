@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from qdrant_sink.loading import Life, LoadRecord, Shard, Step, Steps, sharded_loads
+from qdrant_sink.loading import Life, LoadContent, LoadRecord, Shard, Step, Steps, in_force, sharded_loads
 
 WALKS = 300
 """Random orders of the steps of all processes."""
@@ -37,6 +37,8 @@ class Plan:
         after: index of the process that must have ended before this one starts; None if it may start at any time.
         after_all: whether all processes before it must have ended.
         shard: the part of the input that it loads; None for the whole.
+        content: what decides the content of its points.
+        keeps: whether it leaves points that exist unchanged.
     """
 
     load: str
@@ -49,6 +51,8 @@ class Plan:
     doubts: bool = True
     after_all: bool = False
     shard: Shard | None = None
+    content: LoadContent | None = None
+    keeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,10 @@ class World:
 
 def first(number: int, plan: Plan) -> Process:
     """The process before its first step."""
-    record = LoadRecord(plan.load, f"{number}", "running", "", "", alias=plan.alias, shard=plan.shard)
-    steps = Steps(record, has_lines=plan.has_lines)
+    record = LoadRecord(
+        plan.load, f"{number}", "running", "", "", alias=plan.alias, shard=plan.shard, content=plan.content
+    )
+    steps = Steps(record, has_lines=plan.has_lines, keeps=plan.keeps)
     return Process(steps if plan.has_lines else steps.ending(complete=True, rejected=0, alias=plan.alias))
 
 
@@ -204,6 +210,8 @@ def check(before: World, after: World, plans: tuple[Plan, ...]) -> None:
         moved = next(new for old, new in zip(before.processes, after.processes, strict=True) if old != new)
         has_shards = any(record.shard is not None and record.has_ended for record in before.records)
         assert not (has_shards and moved.steps.has_lines), "the alias is moved, and nobody has compared the shards"
+        contents = {record.content for record in in_force(before.records) if record.shard is not None}
+        assert len(contents) <= 1, "the alias is moved, and shards have other content"
     loading = [plan.load for process, plan in zip(after.processes, plans, strict=True) if process.is_loading]
     assert len(set(loading)) == len(loading), "two runs of one load store lines"
     assert not after.is_deferred or after.records, "the graph is deferred, and nothing says by whom"
@@ -218,6 +226,9 @@ FINISH = Plan("finish", has_lines=False)
 FIRST, SECOND = Shard(1, 2), Shard(2, 2)
 S1, S2 = Plan(FIRST.load_of("s"), shard=FIRST), Plan(SECOND.load_of("s"), shard=SECOND)
 LATE_FINISH = replace(FINISH, after_all=True)
+OF_512, OF_256 = LoadContent(chunk_tokens=512), LoadContent(chunk_tokens=256)
+S2_OF_512, S2_OF_256 = replace(S2, content=OF_512), replace(S2, content=OF_256)
+S1_OF_512, S1_OF_256 = replace(S1, content=OF_512), replace(S1, content=OF_256)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +251,8 @@ LATE_FINISH = replace(FINISH, after_all=True)
         (S1, replace(A, doubts=False)),
         (S1, S2, replace(LATE_FINISH, doubts=False)),
         (S1, S1),
+        (S1_OF_512, S2_OF_256),
+        (S1_OF_512, replace(S1_OF_256, after=0, keeps=True)),
     ],
 )
 def test_no_order_of_steps_moves_the_alias_early(plans: tuple[Plan, ...]) -> None:
@@ -269,6 +282,8 @@ def test_no_order_of_steps_moves_the_alias_early(plans: tuple[Plan, ...]) -> Non
         (replace(S1, may_die=True), S2, replace(S1, after=0), LATE_FINISH),
         (S1, replace(S2, complete=False), LATE_FINISH),
         (S1, replace(S2, may_stop=True), LATE_FINISH),
+        (S1_OF_512, S2_OF_256, LATE_FINISH),
+        (S1_OF_512, S2_OF_512, replace(S1_OF_256, after=0), LATE_FINISH),
     ],
 )
 def test_more_loads_in_random_orders(plans: tuple[Plan, ...]) -> None:
@@ -324,3 +339,39 @@ def test_a_record_keeps_its_shard() -> None:
     assert LoadRecord.parse("x", record.value) == record
     for shard in ("0/2", "3/2", "1/1001", "1", 1, [1, 2], "²/3"):
         assert LoadRecord.parse("x", {**record.value, "shard": shard}) is None
+
+
+def test_a_run_begins_only_with_the_content_of_the_other_shards() -> None:
+    """Whatever is recorded of a shard, an agreeing shard may begin, a differing one not, and one may be put right."""
+    ended = [
+        LoadRecord(shard.load_of("s"), str(shard), "ended", "", "", shard=shard, content=content)
+        for shard, content in ((FIRST, OF_512), (SECOND, OF_256))
+    ]
+
+    def looked(*records: LoadRecord, content: LoadContent | None = OF_256, keeps: bool = False) -> Steps:
+        steps = Steps(LoadRecord(S2.load, "x", "running", "", "", shard=SECOND, content=content), keeps=keeps)
+        return steps.seen({record.holder: record for record in records}, lambda _record: "dead")
+
+    assert looked(ended[0]).unlike == (ended[0],)
+    assert looked(ended[0], content=OF_512).step is Step.CLAIM
+    assert looked(*ended, content=OF_512).step is Step.CLAIM
+    assert looked(*ended, content=OF_512, keeps=True).unlike == (ended[1],)
+    assert looked(replace(ended[0], content=None)).step is Step.CLAIM
+    assert looked(ended[1], content=None).record.content == OF_256
+
+
+def test_a_record_keeps_what_decides_the_content_of_points() -> None:
+    """It is read as it was written, and what another program or a later release writes there is unknown."""
+    content = LoadContent(("dense", "sparse"), 512, 64, None, "mean", "body", "live", (("columns", "a, b"),))
+    record = LoadRecord("s:1-of-2", "x", "ended", "", "", shard=FIRST, content=content)
+    assert LoadRecord.parse("x", record.value) == record
+    for field, value in {
+        "vectors": "dense",
+        "chunk_tokens": "512",
+        "text_key": 1,
+        "colbert_pooling": None,
+        "input": ["a"],
+        "instruction": "query: ",
+    }.items():
+        changed = {**record.value, "content": {**content.value, field: value}}
+        assert LoadRecord.parse("x", changed) == replace(record, content=None)

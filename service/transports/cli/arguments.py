@@ -107,6 +107,13 @@ ARGUMENTS: Final[Mapping[str, Arguments]] = {
             "loadId": "--load-id",
             "shard": "--shard",
             "deferIndex": "--defer-index",
+            "input.format": "--format",
+            "input.encoding": "--encoding",
+            "input.columns": "--columns",
+            "input.id-field": "--id-field",
+            "input.text-field": "--text-field",
+            "input.payload-fields": "--payload-fields",
+            "input.vectors-in": "--vectors-in",
         }
     ),
     "complete": Arguments(

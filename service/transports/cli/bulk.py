@@ -136,6 +136,7 @@ def load_options(options: BulkOptions, limits: Limits) -> LoadOptions:
         defer_index=options.defer_index,
         load_id=name if options.shard is None else options.shard.load_of(name),
         shard=options.shard,
+        read_by={**options.read_by, "vectors-in": "yes" if options.vectors_in else None},
     )
 
 

@@ -13,6 +13,7 @@ from service.bulk.report import LoadReport
 from service.operations import LoadEnd
 from service.operations.finish import FINISH_ID
 from service.operations.load_values import INTERRUPTED
+from service.transports.cli.arguments import ARGUMENTS
 from service.transports.cli.messages import say
 from service.transports.cli.signals import interrupt_on_signals
 
@@ -54,9 +55,9 @@ async def _finish(
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     interrupt_on_signals(lambda: _set_soon(loop, stopping))
-    end = await finish(collection, alias, gives_up=gives_up, say=say, stopping=stopping)
+    end = await finish(collection, alias, gives_up=gives_up, say=_say, stopping=stopping)
     for text in end_messages(end, FINISH_ID, alias):
-        say(text)
+        _say(text)
     if end.outcome == "stopped":
         report.failure = INTERRUPTED
     elif end.outcome == "unfinished":
@@ -65,6 +66,11 @@ async def _finish(
         report.alias = alias in end.aliases
         if alias in end.kept:
             say("with --allow-empty the alias moves nevertheless")
+
+
+def _say(text: str) -> None:
+    """Print a message in terms of the options."""
+    say(ARGUMENTS["bulk"].message(text))
 
 
 def _set_soon(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:

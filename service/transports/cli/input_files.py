@@ -50,6 +50,12 @@ class InputOptions:
         """The fields that the user names."""
         return FieldOptions(self.id_field, self.text_fields, self.payload_fields)
 
+    @property
+    def read_by(self) -> dict[str, object]:
+        """The options by which the lines are read from the files, by their names."""
+        files = {"format": self.format, "encoding": self.encoding, "columns": self.columns}
+        return {**files, **self.fields.by_option}
+
 
 def lines_of(options: InputOptions) -> tuple[Iterator[Line | BadLine], ReadProgress]:
     """The lines of all files, whose beginnings are checked, and how far they are read.

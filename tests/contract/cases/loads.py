@@ -10,6 +10,10 @@ from tests.contract.steps import Call, Job, Scenario
 ALLOWED: Final = {"ALLOW_LOADS": "true"}
 
 
+_COMMON: Final = {"idScope": "live", "colbertPooling": "mean"}
+_OPTIONS: Final = {**_COMMON, "vectors": ["sparse"], "chunk": {"maxTokens": 64}, "input": {"text-field": "title"}}
+
+
 def _load(name: str, action: str, **fields: Any) -> Job:
     return Job(name, {"operation": "load", "action": action, "collection": NOTES, "alias": "live", **fields})
 
@@ -35,6 +39,23 @@ SCENARIOS: Final = (
             _load("finish", "finish"),
             _load("finish-again", "finish", timings=True),
             count("count-by-alias", collection="live"),
+        ],
+        settings=ALLOWED,
+    ),
+    Scenario(
+        "options of shards",
+        [
+            _load("options", "begin", loadId="v3", shard="1/2", content=_OPTIONS),
+            _load("options-other", "begin", loadId="v3", shard="2/2", content={**_OPTIONS, "textKey": "body"}),
+            _load(
+                "options-kept",
+                "begin",
+                loadId="v3",
+                shard="1/2",
+                content={**_COMMON, "maxLength": 100},
+                mode="insertOnly",
+            ),
+            _load("options-wrong", "begin", loadId="v3", shard="2/2", content={"input": {"encoding": 8}}),
         ],
         settings=ALLOWED,
     ),

@@ -194,6 +194,22 @@ class DeleteOptions(TypedDict, total=False):
     """Answer with seconds per stage; False by default."""
 
 
+class PointContent(TypedDict, total=False):
+    """What decides the content of the points of a load, so that its shards can be compared."""
+
+    chunk: Chunking | None
+    colbert_pooling: Literal["none", "mean"] | None
+    """`none` by default."""
+    id_scope: str | None
+    input: Mapping[str, Any] | None
+    max_length: int | None
+    """At least 3."""
+    text_key: str | None
+    """At least 1 character; at most 255 characters."""
+    vectors: Sequence[Literal["dense", "sparse", "colbert"]] | None
+    """At least 1 item."""
+
+
 class LoadOptions(TypedDict, total=False):
     """Keyword parameters of `Client.load`."""
 
@@ -201,12 +217,15 @@ class LoadOptions(TypedDict, total=False):
     collection: str
     complete: bool | None
     """True by default."""
+    content: PointContent | None
     defer_index: bool | None
     """False by default."""
     lines: int | None
     """At least 0; at most 9007199254740991; 0 by default."""
     load_id: str | None
     """`load` by default."""
+    mode: Literal["upsert", "insertOnly"] | None
+    """`upsert` by default."""
     points: int | None
     """At least 0; at most 9007199254740991; 0 by default."""
     read: int | None
@@ -346,13 +365,24 @@ DELETE_OPTIONS_FIELDS: Final[Fields] = {
     "ids": Field("ids"),
     "timings": Field("timings"),
 }
+POINT_CONTENT_FIELDS: Final[Fields] = {
+    "chunk": Field("chunk", CHUNKING_FIELDS),
+    "colbert_pooling": Field("colbertPooling"),
+    "id_scope": Field("idScope"),
+    "input": Field("input"),
+    "max_length": Field("maxLength"),
+    "text_key": Field("textKey"),
+    "vectors": Field("vectors"),
+}
 LOAD_OPTIONS_FIELDS: Final[Fields] = {
     "alias": Field("alias"),
     "collection": Field("collection"),
     "complete": Field("complete"),
+    "content": Field("content", POINT_CONTENT_FIELDS),
     "defer_index": Field("deferIndex"),
     "lines": Field("lines"),
     "load_id": Field("loadId"),
+    "mode": Field("mode"),
     "points": Field("points"),
     "read": Field("read"),
     "rejected": Field("rejected"),
