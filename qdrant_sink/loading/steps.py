@@ -208,7 +208,7 @@ class Steps:
                 after = self._looked(others, records, life_of)
             case Step.CONFIRM:
                 after = self._confirmed(others, records, life_of)
-            case Step.JUDGE if doubted := _doubted((*running, *self._replaced(records)), life_of):
+            case Step.JUDGE if doubted := _doubted(running, life_of):
                 after = replace(self, others=doubted)
             case Step.JUDGE:
                 after = replace(self, step=Step.LEAVE if running else Step.CLOSE, others=running)
@@ -222,12 +222,6 @@ class Steps:
             case _:
                 after = self._looked_back(others, records, life_of)
         return after
-
-    @staticmethod
-    def _replaced(records: Records) -> tuple[LoadRecord, ...]:
-        """The records of earlier runs, which are removed at the end only if it is known that their processes died."""
-        replaced = {holder for record in records.values() for holder in record.replaces}
-        return tuple(record for holder, record in records.items() if holder in replaced and record.is_active)
 
     def is_replaced_in(self, records: Records) -> bool:
         """Whether a later run of the same load has begun, because this one gave no sign of life for too long."""
@@ -310,7 +304,8 @@ class Steps:
         if aliases and lacking:
             return replace(self, step=Step.KEEP, others=lacking)
         kept = {record.holder for record in lacking if not record.has_ended or record.shard is not None}
-        closers = {holder for holder, record in records.items() if record.is_active and life_of(record) != "dead"}
+        # A run replaces an earlier one only when it is known to be dead, which need not be found out again.
+        closers = {one.holder for one in in_force(records.values()) if one.is_active and life_of(one) != "dead"}
         cleared = tuple(sorted(records.keys() - kept - closers - {self.record.holder}))
         step = Step.MOVE if aliases else Step.CLEAR
         return replace(self, step=step, others=lacking, aliases=aliases, cleared=cleared)

@@ -375,3 +375,22 @@ def test_a_record_keeps_what_decides_the_content_of_points() -> None:
     }.items():
         changed = {**record.value, "content": {**content.value, field: value}}
         assert LoadRecord.parse("x", changed) == replace(record, content=None)
+
+
+def test_a_finish_does_not_wait_for_a_run_that_was_killed_and_has_run_again() -> None:
+    """The run that replaced it knew that it was dead, so the finish needs no minute to learn it, and removes both."""
+    killed = LoadRecord(S1.load, "killed", "running", "", "", shard=FIRST)
+    again = replace(killed, holder="again", state="ended", complete=True, read=7, lines=7, replaces=("killed",))
+    second = replace(again, load=S2.load, holder="second", shard=SECOND, lines=0, replaces=())
+    records = {record.holder: record for record in (killed, again, second)}
+
+    def life_of(record: LoadRecord) -> Life:
+        return "unknown" if record.is_active else "dead"
+
+    steps = first(0, FINISH).steps.seen(records, life_of)
+    assert steps.step is Step.CLOSE
+    steps = replace(steps, step=Step.RECLOSE, settled=frozenset(records)).signed("").done()
+    after = steps.seen({**records, steps.record.holder: steps.record}, life_of)
+    assert (after.step, after.cleared) == (Step.MOVE, ("again", "killed", "second"))
+    alive = replace(second, holder="alive", load="other", state="running", shard=None)
+    assert first(0, FINISH).steps.seen({**records, "alive": alive}, life_of).step is Step.JUDGE
