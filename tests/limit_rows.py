@@ -340,7 +340,7 @@ INTERNAL: Final[Mapping[str, tuple[str, ...]]] = {
         "service.operations.shard_report:SHARDS_NAMED_MAX",
         "service.wire.load_requests:COUNT_MAX",
         "service.operations.ongoing_load:CLAIMS_MAX",
-        "service.operations.ongoing_load:INDEX_TIMEOUT_S",
+        "service.operations.load_target:INDEX_TIMEOUT_S",
         "service.ray_data.outcome:REJECTS_BLOCK_MAX_ROWS",
         "service.ray_data.vector_rows:BATCH_MAX_ROWS",
         "service.operations.collections:_QUICK_MAX_IDS",

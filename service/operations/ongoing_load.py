@@ -12,13 +12,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from time import monotonic
 from typing import Final, Literal
 
 from embedder import InvalidRequest, WorkerError
-from qdrant_sink import AccessDenied, CollectionChanged, CollectionSchema, FeatureMissing, StoreUnavailable
+from qdrant_sink import AccessDenied, CollectionChanged, FeatureMissing, StoreUnavailable
 from qdrant_sink.loading import (
-    LoadContent,
     LoadRecord,
     Records,
     ShardedLoad,
@@ -26,21 +26,16 @@ from qdrant_sink.loading import (
     Step,
     Steps,
     changes_of,
-    in_force,
     records_of,
-    sharded_loads,
 )
 from service.operations.collections import Collections
 from service.operations.life_wait import LifeWait
-from service.operations.load_aliases import MovedAliases, move_aliases
-from service.operations.load_content import in_collection, refusal
+from service.operations.load_content import refusal
+from service.operations.load_target import LoadTarget
 from service.operations.load_values import LoadCounts, LoadEnd, LoadRequest, described
 from service.operations.store_access import StoreAccess
 
 log = logging.getLogger(__name__)
-
-INDEX_TIMEOUT_S: Final = 24 * 3600.0
-"""Maximum time for building the HNSW graph."""
 
 POLL_INTERVAL_S: Final = 0.5
 """Time between two looks at the records of other loads, while this one waits for them."""
@@ -85,7 +80,7 @@ class OngoingLoad:
         beat_interval_s: float,
     ) -> None:
         self._store = store
-        self._collections = collections
+        self._target = LoadTarget(store, collections, request, say)
         self._request = request
         self._say = say
         self._lease_s = lease_s
@@ -121,7 +116,7 @@ class OngoingLoad:
                 many loads are recorded.
             WorkerError: the store fails.
         """
-        alias_from, content = await self._store.patient_call(self._ensured)
+        alias_from, content = await self._store.patient_call(self._target.ensured)
         await self._check_count()
         record = replace(self._steps.record, alias_from=alias_from, content=content)
         self._steps = replace(self._steps, record=record)
@@ -136,6 +131,12 @@ class OngoingLoad:
             raise InvalidRequest(
                 f"{_named(self._steps.others)} is under way already; wait until it ends, or name this load with "
                 "--load-id if it is another one"
+            )
+        is_first = not self._steps.record.replaces
+        if is_first and self._request.shard is not None and alias_from == self._request.collection:
+            self._say(
+                f"the alias {self._request.alias!r} leads to {self._request.collection!r} already, so searches see the "
+                "points of this shard before all shards are compared; a new load has a collection of its own"
             )
         return self._steps.step is Step.LOADING
 
@@ -213,7 +214,7 @@ class OngoingLoad:
         sharded: Sequence[ShardedLoad] = ()
         points = 0
         if not self._request.has_lines:
-            sharded, points = await self._store.patient_call(self._shards)
+            sharded, points = await self._store.patient_call(self._target.shards)
             if any(load.is_unfinished(points) for load in sharded):
                 return LoadEnd("unfinished", sharded=sharded, points=points)
         self._steps = self._steps.ending(
@@ -253,17 +254,17 @@ class OngoingLoad:
                 case "write":
                     await self._try_write(steps)
                 case "defer":
-                    self.is_deferred = await self._store.patient_call(self._defer)
+                    self.is_deferred = await self._store.patient_call(self._target.defer)
                     self._steps = steps.done()
                 case "build":
                     await self._build(stopping)
                 case _ if monotonic() - self._written_s > self._lease_s / 2:  # others may count this load as dead
                     self._steps = replace(steps, step=Step.CLOSE if steps.action == "restore" else Step.RECLOSE)
                 case "restore":
-                    await self._store.patient_call(self._restore)
+                    await self._store.patient_call(self._target.restore)
                     self._steps = steps.done()
                 case "move":
-                    aliases = await self._store.patient_call(self._move)
+                    aliases = await self._store.patient_call(partial(self._target.move, steps))
                     self._kept = aliases.kept
                     self._steps = replace(steps.done(), aliases=aliases.moved)
 
@@ -287,7 +288,7 @@ class OngoingLoad:
     async def _build(self, stopping: asyncio.Event) -> None:
         """Wait for the graph. Another load that begins, or a stop, ends the wait; the store goes on building."""
         steps = self._steps
-        building = asyncio.create_task(self._store.patient_call(self._build_index))
+        building = asyncio.create_task(self._store.patient_call(self._target.build_index))
         stopped = asyncio.create_task(stopping.wait())
         try:
             while True:
@@ -342,65 +343,6 @@ class OngoingLoad:
         self._say(
             f"this load cannot be recorded in the collection ({why}): run no other load into it at the same time, "
             "since neither would know of the other"
-        )
-
-    def _shards(self) -> tuple[Sequence[ShardedLoad], int]:
-        """The loads that are divided into shards, and the number of points in the collection if there are some."""
-        store, collection = self._store.opened(), self._request.collection
-        sharded = sharded_loads(in_force(records_of(store.metadata(collection)).values()))
-        return sharded, store.count(collection) if sharded else 0
-
-    def _ensured(self) -> tuple[str | None, LoadContent | None]:
-        """Create or verify the collection.
-
-        Returns:
-            The collection that the alias leads to, and what decides the content of the points of the load.
-        """
-        request, catalogue = self._request, self._collections.catalogue
-        catalogue.ensure(request.collection)
-        alias_from = None if request.alias is None else self._store.opened().collection_of(request.alias, patient=True)
-        if request.content is None:
-            return alias_from, None
-        schema = catalogue.recognised(request.collection).read_by(request.content.text_key)
-        return alias_from, in_collection(request.content, schema, request.collection)
-
-    def _defer(self) -> bool:
-        """Defer the graph if that is wanted. A collection without dense vectors has none."""
-        store, request = self._store.opened(), self._request
-        schema = self._schema()
-        if schema.dense is None or (not request.defer_index and store.count(request.collection)):
-            return False
-        store.defer_index(request.collection, schema)
-        return True
-
-    def _restore(self) -> None:
-        self._store.opened().restore_index(self._request.collection, self._schema())
-
-    def _build_index(self) -> None:
-        self._store.opened().build_index(self._request.collection, self._schema(), timeout_s=INDEX_TIMEOUT_S)
-
-    def _schema(self) -> CollectionSchema:
-        """The schema with the graph of the config, which is all that remains known of a graph that is deferred."""
-        schema = self._collections.catalogue.recognised(self._request.collection).schema
-        wanted = self._collections.wanted
-        if schema.dense is None or wanted.dense is None:
-            return schema
-        return replace(schema, dense=replace(schema.dense, m=wanted.dense.m))
-
-    def _move(self) -> MovedAliases:
-        """Move the aliases."""
-        store, request, steps = self._store.opened(), self._request, self._steps
-        for alias in steps.aliases:
-            self._collections.named(alias, "alias")
-        records = records_of(store.metadata(request.collection)).values()
-        return move_aliases(
-            store,
-            request.collection,
-            steps.aliases,
-            own=steps.record.alias,
-            led_to={record.alias: record.alias_from for record in records},
-            allow_empty=request.allow_empty,
-            say=self._say,
         )
 
 

@@ -36,11 +36,13 @@ def core(double: GrpcDouble) -> Iterator[Operations]:
     core.close()
 
 
-def run(core: Operations, shard: str, *options: str, alias: str = "live") -> LoadReport:
+def run(
+    core: Operations, shard: str, *options: str, alias: str = "live", said: Callable[[str], None] = lambda _text: None
+) -> LoadReport:
     """Load a shard of the lines into `notes`."""
     chosen = bulk_options("--collection", "notes", "--alias", alias, "--shard", shard, "--load-id", "v2", *options)
     checked = load_options(chosen, Limits(max_texts=1000, max_length=512))
-    return BulkLoad(core, checked, None, lambda _text: None).run(LINES)
+    return BulkLoad(core, checked, None, said).run(LINES)
 
 
 def failure(core: Operations, shard: str, *options: str, alias: str = "live") -> str:
@@ -160,3 +162,14 @@ def test_a_run_does_not_keep_points_that_were_cut_differently(core: Operations) 
     with pytest.raises(InvalidRequest, match=r"insertOnly must be false, .* chunk.maxTokens 64 \(here 32\)"):
         interrupted(second, keeps=True)
     interrupted(second, keeps=False)
+
+
+def test_a_shard_of_a_finished_load_is_told_that_searches_see_it(core: Operations) -> None:
+    """The alias leads to the collection already, so nothing waits for a finish."""
+    first: list[str] = []
+    run(core, "1/1", said=first.append)
+    assert finish(core)[0].alias is True
+    later: list[str] = []
+    run(core, "1/1", said=later.append)
+    assert later[0].startswith("the alias 'live' leads to 'notes' already, so searches see the points of this shard")
+    assert not any("already" in text for text in first)
