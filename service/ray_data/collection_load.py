@@ -14,6 +14,7 @@ from service.bulk.line_index import Standing
 from service.operations import LoadRequest, OngoingLoad, VectorOperations, VectorSource
 from service.operations.load_content import content_of
 from service.operations.load_values import described
+from service.ray_data.arguments import in_python
 from service.ray_data.outcome import Outcome
 from service.settings import Settings
 
@@ -60,7 +61,10 @@ class CollectionLoad:
         self._thread.start()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+        except WorkerError as error:
+            raise error.saying(in_python(error.message)) from None
 
     def begin(self) -> None:
         """Check the options, create or verify the collection, record the load, and defer the graph.

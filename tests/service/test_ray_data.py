@@ -21,6 +21,7 @@ from service.bulk.line import NO_FILE
 from service.bulk.line_index import IndexedLine, StoredLine
 from service.operations import Chunking, EncodedPiece, Operations, VectorSource
 from service.ray_data import QdrantDatasink, datasink
+from service.ray_data.arguments import in_python
 from service.ray_data.datasink import StoringFailedError
 from service.ray_data.embed_actor import EmbedActor, EmbedOptions
 from service.ray_data.ingest_actor import IngestActor
@@ -372,3 +373,22 @@ def test_chunks_that_are_too_short(settings: Settings) -> None:
     """Wrong chunking is refused before a model is loaded."""
     with pytest.raises(InvalidRequest, match="at least 32, got 8"):
         load_options("notes", chunk=Chunking(8, 0))
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (
+            "is under way; name this load with --load-id if it is another",
+            "is under way; name this load with load_id if",
+        ),
+        (
+            "insertOnly must be false, because of chunk.maxTokens 64",
+            "insert_only must be false, because of chunk.max_tok",
+        ),
+        ("with input.text-field none (here 'textKey')", "with fields.texts none (here 'textKey')"),
+    ],
+)
+def test_a_message_about_a_load_names_arguments_of_python(message: str, told: str) -> None:
+    """A caller of `load` has given no option of a command, and a name in quotes is the caller's own."""
+    assert in_python(message).startswith(told)
