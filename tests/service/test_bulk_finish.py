@@ -117,6 +117,17 @@ def test_a_finish_says_in_words_what_it_has_done(folder: Path) -> None:
     assert (absent.status, absent.out) == (2, "nix: not finished: collection 'nix' does not exist\n")
 
 
+def test_a_store_that_nobody_has_chosen_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without QDRANT_URL a command says in one line where points are stored; a store of the settings needs none."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("QDRANT_URL", "QDRANT_PATH"):
+        monkeypatch.delenv(variable, raising=False)
+    said = "QDRANT_URL is not set: points are stored in ./qdrant_data, by Qdrant Edge in this process\n"
+    assert bulk("--finish").err == said
+    monkeypatch.setenv("QDRANT_PATH", str(tmp_path / "edge"))
+    assert bulk("--finish").err == ""
+
+
 @pytest.mark.usefixtures("folder")
 def test_what_cannot_be_finished_is_said() -> None:
     """A collection that does not exist, a load of which nothing is recorded, and files beside --finish."""

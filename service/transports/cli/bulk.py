@@ -271,6 +271,8 @@ def run(options: BulkOptions, build: Callable[[Settings], Operations] | None = N
         chosen = operations_without_store if options.dry_run else Operations.build
         core = given or (build or chosen)(settings)
         stack.callback(core.close)
+        if not options.dry_run:
+            _name_store(settings)
         return load(core, options, lines, rejects=rejects, rejected_lines=rejected_lines, read=read)
 
 
@@ -286,9 +288,16 @@ def _finished(options: BulkOptions) -> LoadReport:
             return finished(remote.finish, options.collection, options.alias, options.drop_load)
     settings = Settings.from_environment()
     check_contact(settings)
+    _name_store(settings)
     with closing(Finish(settings)) as finish:
         operation = partial(finish, allow_empty=options.allow_empty)
         return finished(operation, options.collection, options.alias, options.drop_load)
+
+
+def _name_store(settings: Settings) -> None:
+    """Say where points are stored if nobody has chosen it."""
+    if not settings.names_store:
+        say(f"QDRANT_URL is not set: points are stored in {settings.qdrant_path}, by Qdrant Edge in this process")
 
 
 def _vector_lines(options: BulkOptions) -> tuple[Iterable[Line | BadLine], ReadProgress, VectorOperations]:
