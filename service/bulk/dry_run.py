@@ -95,7 +95,7 @@ class DryRun:
         self._account = Account(self._report, rejections, self._scope, keeps=options.request.insert_only)
         self._written = 0
         self._colbert_rows = 0
-        self._sparse_weights: int | None = None
+        self._sparse_weights = 0
         self._text_bytes = 0
         self._payload_bytes = 0
 
@@ -145,8 +145,7 @@ class DryRun:
         self._account.ingested(lines, report, planned.tokens)
         self._written += len(plan.owners)
         self._colbert_rows += planned.colbert_rows
-        if planned.sparse_weights is not None:
-            self._sparse_weights = (self._sparse_weights or 0) + planned.sparse_weights
+        self._sparse_weights += planned.sparse_weights
         for line, span in zip(lines, plan.spans, strict=True):
             points = sum(index not in refused for index in span)
             self._text_bytes += len(line.text.encode("utf-8", "surrogatepass")) if points else 0
@@ -181,8 +180,7 @@ class DryRun:
             text_bytes=self._text_bytes / report.stored,
             payload_bytes=self._payload_bytes / report.stored,
         )
-        if self._sparse_weights is not None:
-            passages = replace(passages, distinct=self._sparse_weights / self._written)
+        passages = replace(passages, distinct=self._sparse_weights / self._written)
         return collection_size(stored, passages)
 
     def _fail(self, reason: str) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, overload
 
+import numpy as np
+
 from embedder import Kind
 from qdrant_sink.loading import LoadContent
 from service.bulk.backend import Backend
@@ -31,13 +33,14 @@ class PlannedLines:
         plan: the plan of their points.
         tokens: tokens that the model would embed.
         colbert_rows: ColBERT rows of all points that would be written.
-        sparse_weights: weights of their sparse vectors; None if they are unknown before the model has computed them.
+        sparse_weights: weights of their sparse vectors. Of lines to embed there is one for each distinct token, which
+            is the most that the model gives.
     """
 
     plan: IngestPlan
     tokens: int
     colbert_rows: int
-    sparse_weights: int | None
+    sparse_weights: int
 
 
 class LineIngest(Protocol):
@@ -108,6 +111,7 @@ class _TextIngest:
         self._ingest = core.ingest
         self._wanted = core.collections.wanted
         self._max_length = core.limits.passage
+        self._dropped_ids = core.vocabulary.dropped_ids
 
     async def check(self, request: IngestRequest) -> None:
         self._ingest.check(request)
@@ -121,7 +125,9 @@ class _TextIngest:
     async def planned(self, request: IngestRequest, lines: Sequence[Line]) -> PlannedLines:
         plan = await self._ingest.planned(_request(request, lines))
         tokens = sum(len(plan.encoded[owner]) for owner in plan.owners)
-        return PlannedLines(plan, tokens, colbert_rows=tokens - len(plan.owners), sparse_weights=None)
+        distinct = (np.setdiff1d(plan.encoded[owner].ids, self._dropped_ids) for owner in plan.owners)
+        weights = sum(ids.size for ids in distinct)
+        return PlannedLines(plan, tokens, colbert_rows=tokens - len(plan.owners), sparse_weights=weights)
 
     async def __call__(self, request: IngestRequest, lines: Sequence[Line]) -> IngestResult:
         return await self._ingest(_request(request, lines))

@@ -74,6 +74,25 @@ def test_a_dry_run_measures_the_model_and_does_not_ask_the_store(
     assert "colbert" not in ended.out
 
 
+@pytest.mark.usefixtures("signals")
+def test_a_dry_run_counts_sparse_weights_as_a_plan_does(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text that repeats itself has few distinct tokens, however long it is."""
+    file = tmp_path / "lines.jsonl"
+    file.write_bytes(line(text="fox " * 50) + line(text="dog " * 50))
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Embedder, "load", lambda _options: embedder)
+    monkeypatch.setattr(Operations, "close", lambda _self: None)
+    options = ("--vectors", "sparse", "--json", str(file))
+    tried = invoke("bulk", "--collection", "notes", "--dry-run", "--tokens-per-s", "100", *options)
+    planned = invoke("plan", *options)
+    assert (tried.status, planned.status) == (0, 0), tried.err + planned.err
+    parts = [part["diskBytes"] for part in json.loads(planned.out)["parts"] if part["owner"] == "sparse"]
+    assert json.loads(tried.out)["kinds_bytes"] == {"sparse": sum(parts)}
+
+
 def test_a_rate_needs_a_dry_run() -> None:
     """A rate without use is a mistake, and so is one that is not above 0."""
     for options in (["--tokens-per-s", "5"], ["--dry-run", "--tokens-per-s", "0"]):
