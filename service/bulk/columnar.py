@@ -51,18 +51,25 @@ def read_parquet(file: io.BufferedIOBase, origin: Origin, mapper: Mapper) -> Ite
         raise WrongFileError(name, "`embed` wrote it, and it has vectors: load it with bulk --vectors-in")
     with as_wrong_file(name, "Parquet"):
         schema = metadata.schema.to_arrow_schema()
-        file.seek(0)
-        strings = [
-            field.name for field in schema if arrow.types.is_string(field.type) and _is_small(metadata, field.name)
-        ]
-        opened = parquet.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES, read_dictionary=strings)
+        strings = [field.name for field in schema if arrow.types.is_string(field.type)]
+
+        def opened(dictionaries: Sequence[str]) -> Any:
+            file.seek(0)
+            options = {"pre_buffer": False, "buffer_size": BUFFER_BYTES, "read_dictionary": dictionaries}
+            return parquet.ParquetFile(file, metadata=metadata, **options)
+
+        plain = opened(())
     layout = mapper.table(schema.names, origin)
     columns = _needed(layout, schema.names)
     rows = _Rows(replace(origin, unit="row"), layout)
-    for group in range(opened.num_row_groups):
-        described = opened.metadata.row_group(group)
-        fitting = BATCH_MAX_BYTES * described.num_rows // max(described.total_byte_size, 1)
-        batches = opened.iter_batches(
+    strings = [column for column in strings if column in columns]
+    for group in range(metadata.num_row_groups):
+        with as_wrong_file(name, "Parquet"):
+            small = _small(plain, group, strings)
+            reader = opened(small) if small else plain
+            described = metadata.row_group(group)
+            fitting = BATCH_MAX_BYTES * described.num_rows // max(described.total_byte_size, 1)
+        batches = reader.iter_batches(
             batch_size=max(1, min(BATCH_MAX_ROWS, fitting)), row_groups=[group], columns=columns, use_threads=False
         )
         yield from rows.of_batches(guarded(batches, name, "Parquet"))
@@ -78,13 +85,16 @@ def parquet_rows(file: io.BufferedIOBase, origin: Origin) -> int:
     return rows
 
 
-def _is_small(metadata: Any, column: str) -> bool:
-    """Whether a column of Parquet is read with its dictionary, which is not expanded then."""
-    groups = map(metadata.row_group, range(metadata.num_row_groups))
-    chunks = (group.column(index) for group in groups for index in range(group.num_columns))
-    return all(
-        chunk.total_uncompressed_size <= DICTIONARY_MAX_BYTES for chunk in chunks if chunk.path_in_schema == column
-    )
+def _small(opened: Any, group: int, columns: Sequence[str]) -> list[str]:
+    """Those columns of a row group of Parquet that are read with their dictionaries, which are not expanded then."""
+    if not columns:
+        return []
+    # What the footer says of a column ends the process if it is damaged, unless a reader has found the damage before.
+    next(opened.iter_batches(batch_size=1, row_groups=[group], columns=columns, use_threads=False), None)
+    described, schema = opened.metadata.row_group(group), opened.metadata.schema
+    paths = {schema.column(index).path: index for index in range(opened.metadata.num_columns)}
+    sizes = {column: described.column(paths[column]).total_uncompressed_size for column in columns}
+    return [column for column, size in sizes.items() if size <= DICTIONARY_MAX_BYTES]
 
 
 def read_arrow(file: io.BufferedIOBase, origin: Origin, mapper: Mapper, *, is_file: bool) -> Iterator[Line | BadLine]:

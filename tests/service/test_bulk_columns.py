@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import gzip
+import subprocess
 import sys
 import tracemalloc
 from decimal import Decimal
@@ -225,3 +226,34 @@ def test_offsets_beyond_their_buffer_are_an_error_of_the_file(tmp_path: Path, su
     text = pa.StringArray.from_buffers(2, offsets, pa.py_buffer(b"abc"))
     path = write(tmp_path / f"a{suffix}", pa.table({"text": text}))
     assert wrong(path) == f"a{suffix}: it is not valid Arrow, or damaged (ArrowInvalid)"
+
+
+READ_DAMAGED = """
+import sys
+from pathlib import Path
+from tests.service.test_bulk_columns import Read, InputError
+
+path = Path(sys.argv[1])
+raw = path.read_bytes()
+size = int.from_bytes(raw[-8:-4], "little")
+refused = 0
+for position in range(len(raw) - 8 - size + 16, len(raw) - 8 - size + 40):
+    for bit in range(8):
+        damaged = bytearray(raw)
+        damaged[position] ^= 1 << bit
+        path.write_bytes(damaged)
+        try:
+            Read(path)
+        except InputError:
+            refused += 1
+print(refused > 0)
+"""
+
+
+@pytest.mark.slow
+def test_a_damaged_footer_of_parquet_does_not_end_the_process(tmp_path: Path) -> None:
+    """Whichever bit of what it says of a column is wrong, the file is refused or read."""
+    table = pa.table({"text": [f"text {number}" for number in range(200)], "id": list(range(200))})
+    path = write(tmp_path / "a.parquet", table, row_group_size=50, compression="none")
+    ended = subprocess.run([sys.executable, "-c", READ_DAMAGED, str(path)], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "True\n"), ended.stderr[-500:]
