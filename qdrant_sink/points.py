@@ -134,7 +134,7 @@ class Point:
     @property
     def nbytes(self) -> int:
         """Approximate size of the point in a request in bytes, accurate to a few per cent."""
-        size = 64 + len(json.dumps(self.payload, ensure_ascii=False, separators=(",", ":")).encode())
+        size = 64 + self.payload_nbytes
         if self.dense is not None:
             size += 4 * self.dense.size
         if self.sparse is not None:
@@ -142,6 +142,11 @@ class Point:
         if self.colbert is not None:
             size += 4 * self.colbert.size
         return size
+
+    @property
+    def payload_nbytes(self) -> int:
+        """Size of the payload as JSON in bytes."""
+        return len(json.dumps(self.payload, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 @dataclass(frozen=True, slots=True)

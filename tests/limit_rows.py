@@ -124,6 +124,10 @@ ROWS: Final[Mapping[str, tuple[str, list[str]]]] = {
         "{:s} by its estimate",
         ["qdrant_sink.edge.work:POINT_MAX_S"],
     ),
+    "a call of Qdrant Edge that compares several points with a filter": (
+        "{:s} by its estimate",
+        ["qdrant_sink.edge.work:SPLIT_S"],
+    ),
     "a search in one batch to the store": (
         "{:n} numbers, {:n} hits and {:mb} of filters",
         [
@@ -299,10 +303,13 @@ INTERNAL: Final[Mapping[str, tuple[str, ...]]] = {
         "embedder.tokenizer:_ALONE_MAX_CHARACTERS",
         "embedder.tokenizer:_ALONE_MAX_TEXTS",
         "qdrant_sink.edge.collection:FLUSH_LOCK_TIMEOUT_S",
-        "qdrant_sink.edge.slices:WINDOW_MAX_POINTS",
-        "qdrant_sink.edge.work:FILTER_RATES_MAX",
-        "qdrant_sink.edge.work:MEASURED_CONDITIONS_MAX",
-        "qdrant_sink.edge.work:MEASURED_WORDS_MAX_CHARACTERS",
+        "qdrant_sink.edge.filter_leaves:VALUES_MEASURED_MAX",
+        "qdrant_sink.edge.filter_leaves:WORDS_MAX_CHARACTERS",
+        "qdrant_sink.edge.filter_rates:FILTER_RATES_MAX",
+        "qdrant_sink.edge.filter_rates:FORMER_MAX_POINTS",
+        "qdrant_sink.edge.filter_rates:HEAVY_MAX_POINTS",
+        "qdrant_sink.edge.filter_rates:RECENT_MAX_POINTS",
+        "qdrant_sink.edge.payload_size:LARGE_MAX_POINTS",
         "qdrant_sink.searching.explain:TIE_COMBINATIONS_MAX",
         "qdrant_sink.searching.limits:SLICES_MAX",
         "qdrant_sink.searching.pages:WAITING_MAX_HITS",

@@ -28,12 +28,14 @@ from qdrant_sink.edge.disk_space import (
     allocated_bytes,
 )
 from qdrant_sink.edge.faults import mapped
-from qdrant_sink.edge.models import edge_vectors, sink_id
+from qdrant_sink.edge.filter_rates import FilterRates
+from qdrant_sink.edge.models import edge_id, edge_vectors, sink_id
 from qdrant_sink.edge.optimization import Optimization, Optimizer
+from qdrant_sink.edge.payload_size import PayloadSize
 from qdrant_sink.edge.schema import collection_description, create_index, payload_indexes
 from qdrant_sink.edge.segments import clear_unfinished, count_unindexed
 from qdrant_sink.edge.settings import limit_threads, read_metadata, read_model, recover_config, update_metadata
-from qdrant_sink.edge.work import CALL_S, FilterRates, PairRate
+from qdrant_sink.edge.work import CALL_S, PairRate
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.schema import CollectionSchema, PayloadIndex
@@ -76,11 +78,13 @@ class EdgeCollection:
     Attributes:
         pair_rate: the time of comparing ColBERT rows of the collection.
         filter_rates: the times of comparing its points with filters.
+        payload_size: the sizes of its largest payloads.
     """
 
     def __init__(self, directory: Path, optimizer: Optimizer, space: DiskSpace) -> None:
         self.pair_rate = PairRate()
         self.filter_rates = FilterRates()
+        self.payload_size = PayloadSize(directory)
         self._directory = directory
         self._optimizer = optimizer
         self._space = space
@@ -122,6 +126,32 @@ class EdgeCollection:
                 self._unflushed = True
                 yield shard
 
+    def upsert(self, points: Sequence[Point], operation: edge.UpdateOperation) -> None:
+        """Store points.
+
+        Args:
+            points: the points.
+            operation: operation of the engine that stores them.
+        """
+        size = sum(point.nbytes for point in points)
+        payloads = {edge_id(point.id): point.payload_nbytes for point in points}
+        with self.opened_to_write(size=size) as shard, mapped("points"):
+            self.payload_size.record(payloads)
+            self.filter_rates.wrote(payloads)
+            shard.update(operation)
+
+    def set_payload(self, ids: Sequence[PointId], values: dict[str, Any], parent: str | None) -> None:
+        """Set values in the payload of points, whose sum must be small.
+
+        Args:
+            ids: the points.
+            values: the values by their keys.
+            parent: path of the object that has the keys; None for the payload itself.
+        """
+        with self.opened_to_write(rewritten=len(ids)) as shard, mapped("payload"):
+            self.filter_rates.wrote(map(edge_id, ids))
+            shard.update(edge.UpdateOperation.set_payload(list(ids), values, parent))
+
     def _write_bytes(self, shard: edge.EdgeShard, size: int, rewritten: int) -> int:
         """The bytes that a write allocates at most."""
         growth = OPERATION_MAX_BYTES + WRITE_FACTOR * size
@@ -148,6 +178,7 @@ class EdgeCollection:
             size = OPERATION_MAX_BYTES + WRITE_FACTOR * payloads
             with self._space.write(self._directory, "payload index", size), mapped(f"payload index on {key!r}"):
                 create_index(shard, key, index)
+                self.filter_rates.forget()
                 shard.flush()
 
     def describe(self) -> CollectionDescription:
@@ -244,12 +275,16 @@ class EdgeCollection:
         return self._shard is not None
 
     def close_if_idle(self) -> bool:
-        """Flush and close the shard until the next call. Returns False, without closing, if the shard is in use."""
+        """Flush and close the shard until the next call, and forget the times of filters.
+
+        Returns False, without closing, if the shard is in use.
+        """
         if not self._lock.acquire(blocking=False):
             return False
         try:
             with mapped("flush"):
                 self._close_shard()
+            self.filter_rates.forget()
         finally:
             self._lock.release()
         return True

@@ -150,6 +150,11 @@ def stored(record: edge.Record, names: VectorNames) -> Stored:
     return Stored(record.payload, Vectors.named(record.vector, names))
 
 
+def edge_id(value: PointId) -> edge.PointId:
+    """Convert an id to the form in which the engine returns it."""
+    return str(value) if isinstance(value, uuid.UUID) else value
+
+
 def sink_id(value: edge.PointId) -> PointId:
     """Convert an id that the engine returned."""
     return uuid.UUID(value) if isinstance(value, str) else value

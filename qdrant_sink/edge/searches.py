@@ -23,7 +23,7 @@ from embedder.cancellation import check_cancelled
 from embedder.errors import InvalidRequest
 from qdrant_sink.edge.collection import EdgeCollection
 from qdrant_sink.edge.faults import mapped
-from qdrant_sink.edge.models import hit, payload_selector, query_request, sink_id, stored
+from qdrant_sink.edge.models import edge_id, hit, payload_selector, query_request, sink_id, stored
 from qdrant_sink.edge.slices import resolved_filter, slice_of
 from qdrant_sink.edge.work import (
     CALL_S,
@@ -112,7 +112,7 @@ class _Searches:
                 if branch.query.rows * candidates_max * pair_s(branch.query) > UNDIVIDED_MAX_S:
                     raise _too_many(branch, candidates_max)
                 ids = self._candidates(plan, branch)
-                candidates[index] = edge.Filter(must=[edge.HasIdCondition(set(map(_edge_id, ids)))])
+                candidates[index] = edge.Filter(must=[edge.HasIdCondition(set(map(edge_id, ids)))])
         return query_request(plan, self._condition(plan), candidates)
 
     def _pairs_s(self, plan: Plan) -> float:
@@ -198,7 +198,7 @@ class _Searches:
                 with_vectors=(),
                 traversal=Traversal(exact=query.rescoring is None),  # that of the branches is not for their candidates
             )
-            condition = edge.Filter(must=[edge.HasIdCondition(set(map(_edge_id, portion)))])
+            condition = edge.Filter(must=[edge.HasIdCondition(set(map(edge_id, portion)))])
             hits += self._compared(alone, query_request(alone, condition, {}), query.rows * len(portion))
             start += len(portion)
             size = max(1, int(CALL_S / (query.rows * self._rate.seconds(row_numbers(query)))))
@@ -219,7 +219,7 @@ class _Searches:
         vectors = [plan.names.of(kind) for kind in plan.with_vectors] or False
         with self._collection.opened() as shard, mapped("search"):
             records = shard.retrieve(
-                [_edge_id(found.id) for found in hits],
+                [edge_id(found.id) for found in hits],
                 with_payload=payload_selector(plan.with_payload),
                 with_vector=vectors,
             )
@@ -244,10 +244,6 @@ def _best(hits: Sequence[Hit], limit: int) -> list[Hit]:
 
 def _rank(point: PointId) -> tuple[bool, int]:
     return (True, point.int) if isinstance(point, uuid.UUID) else (False, point)
-
-
-def _edge_id(point: PointId) -> edge.PointId:
-    return str(point) if isinstance(point, uuid.UUID) else point
 
 
 def _too_many(branch: Branch, candidates_max: int) -> InvalidRequest:

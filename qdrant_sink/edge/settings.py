@@ -1,7 +1,7 @@
-"""Read and change the files beside the data of a collection: the configuration of Qdrant Edge, and the metadata.
+"""Read and change the files beside the data of a collection: configuration of Qdrant Edge, metadata, payload size.
 
 The engine reads the configuration when it opens a collection, and writes it back with additional fields. It does not
-know the metadata, which only this package reads.
+know the other files, which only this package reads.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+import qdrant_edge as edge
 
 from qdrant_sink.model_identity import ModelIdentity
 
@@ -28,8 +31,27 @@ CONFIG_BACKUP_FILE: Final = "edge_config.before.json"
 METADATA_FILE: Final = "collection_metadata.json"
 """Name of the file with the metadata of a collection, in the form that a server keeps it."""
 
+PAYLOAD_SIZE_FILE: Final = "payload_size.json"
+"""Name of the file with the sizes of the largest payloads; see `edge.payload_size`."""
+
+PAYLOAD_SIZE_BYTES: Final = 4096
+"""Bound in bytes with which a new collection begins."""
+
 MERGE_SETTINGS: Final = {"indexing_threshold": 1, "default_segment_number": 1}
 """Optimizer settings that index segments of one kilobyte or more, and merge all segments into one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadBounds:
+    """Upper bounds of the sizes of payloads.
+
+    Attributes:
+        max_bytes: size in bytes of any payload that is not listed.
+        large: sizes in bytes of listed payloads by the ids of their points.
+    """
+
+    max_bytes: int
+    large: Mapping[edge.PointId, int]
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -87,6 +109,20 @@ def update_metadata(directory: Path, changes: Mapping[str, Any]) -> None:
     """Set keys of the metadata, and remove those whose value is None. Not thread-safe."""
     metadata = {**read_metadata(directory), **changes}
     _write(directory, METADATA_FILE, {key: value for key, value in metadata.items() if value is not None})
+
+
+def read_payload_bounds(directory: Path) -> PayloadBounds | None:
+    """Read the bounds on the sizes of payloads; None if the file is missing or cannot be read."""
+    try:
+        bounds = json.loads((directory / PAYLOAD_SIZE_FILE).read_bytes())
+        return PayloadBounds(int(bounds["max_bytes"]), {point: int(size) for point, size in bounds["large"]})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_payload_bounds(directory: Path, bounds: PayloadBounds) -> None:
+    """Write the bounds on the sizes of payloads."""
+    _write(directory, PAYLOAD_SIZE_FILE, {"max_bytes": bounds.max_bytes, "large": list(bounds.large.items())})
 
 
 def write_vectors(directory: Path, vectors: Mapping[str, Any]) -> None:

@@ -41,12 +41,12 @@ from qdrant_sink.edge.directory_lock import lock_directory
 from qdrant_sink.edge.disk_space import OPERATION_MAX_BYTES, DiskSpace
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.filters import edge_filter
-from qdrant_sink.edge.models import edge_order, edge_point, payload_selector, sink_id, stored
+from qdrant_sink.edge.models import edge_id, edge_order, edge_point, payload_selector, sink_id, stored
 from qdrant_sink.edge.optimization import OPTIMIZER_COMMAND, Optimizer
 from qdrant_sink.edge.schema import create_index, edge_config
 from qdrant_sink.edge.searches import search
-from qdrant_sink.edge.settings import write_model
-from qdrant_sink.edge.slices import in_windows, resolved_filter, scrolled
+from qdrant_sink.edge.settings import PAYLOAD_SIZE_BYTES, PayloadBounds, write_model, write_payload_bounds
+from qdrant_sink.edge.slices import in_windows, matching_ids, resolved_filter, scrolled
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.filters import Filter, matches_all
 from qdrant_sink.payload_path import PayloadPath
@@ -246,9 +246,7 @@ class EdgeStore:
         with mapped("points"):
             rows = [edge_point(point) for point in points]
             operation = edge.UpdateOperation.upsert_points(rows, update_mode=mode)
-        size = sum(point.nbytes for point in points)
-        with self._collection(collection).opened_to_write(size=size) as shard, mapped("points"):
-            shard.update(operation)
+        self._collection(collection).upsert(points, operation)
 
     def add_vectors(self, collection: str, schema: CollectionSchema, kinds: Sequence[Kind]) -> None:
         """Add the vectors of these kinds that the collection lacks; see `Store.add_vectors`."""
@@ -327,8 +325,7 @@ class EdgeStore:
         """Set one value in the payload of these points."""
         target = PayloadPath.parse(path)
         parent = None if target.parent is None else str(target.parent)
-        with self._collection(collection).opened_to_write(rewritten=len(ids)) as shard, mapped("payload"):
-            shard.update(edge.UpdateOperation.set_payload(list(ids), {str(target.parts[-1]): value}, parent))
+        self._collection(collection).set_payload(ids, {str(target.parts[-1]): value}, parent)
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
         """Delete points by ids or by a filter with at least one condition, and return how many of them existed."""
@@ -343,8 +340,17 @@ class EdgeStore:
             with existing.opened_to_write() as shard, mapped("deletion"):
                 existed = len(shard.retrieve(list(set(ids)), with_payload=False, with_vector=False))
                 shard.update(edge.UpdateOperation.delete_points(list(ids)))
+                existing.filter_rates.deleted(set(map(edge_id, ids)))
             return existed
-        return sum(in_windows(existing, where, _delete, opened=existing.opened_to_write))
+
+        def delete(shard: edge.EdgeShard, condition: edge.Filter) -> int:
+            matching = matching_ids(shard, condition)  # a deletion by a filter compares each point several times
+            if matching:
+                shard.update(edge.UpdateOperation.delete_points(matching))
+                existing.filter_rates.deleted(set(matching))
+            return len(matching)
+
+        return sum(in_windows(existing, where, delete, opened=existing.opened_to_write))
 
     def count(
         self,
@@ -456,17 +462,12 @@ class EdgeStore:
             shard.close()
             if schema.model is not None:
                 write_model(temporary, schema.model)
+            write_payload_bounds(temporary, PayloadBounds(PAYLOAD_SIZE_BYTES, {}))
             temporary.rename(self._directories.path(name))
 
 
 def _count(shard: edge.EdgeShard, condition: edge.Filter) -> int:
     return shard.count(edge.CountRequest(exact=True, filter=condition))
-
-
-def _delete(shard: edge.EdgeShard, condition: edge.Filter) -> int:
-    existed = _count(shard, condition)
-    shard.update(edge.UpdateOperation.delete_points_by_filter(condition))
-    return existed
 
 
 def _add_index(existing: EdgeCollection, collection: str, key: str, index: PayloadIndex) -> None:

@@ -18,9 +18,11 @@ from embedder import Cancelled
 from embedder.cancellation import Cancellation
 from embedder.errors import InvalidRequest
 from embedder.vectors import SparseVector
-from qdrant_sink.edge import EdgeStore, models, searches, slices
+from qdrant_sink.edge import EdgeStore, filter_measurement, models, searches, slices
+from qdrant_sink.edge.collection import EdgeCollection
+from qdrant_sink.edge.filter_rates import FilterRates, FilterTime
 from qdrant_sink.edge.filters import edge_filter
-from qdrant_sink.edge.work import CALL_S, FILTER_RATES_MAX, FilterRates, PairRate
+from qdrant_sink.edge.work import CALL_S, PairRate
 from qdrant_sink.filter_size import CONDITIONS_MAX, FILTER_MAX_BYTES, TEXT_CHARACTERS_MAX, VALUES_MAX
 from qdrant_sink.filter_values import KEY_CHARACTERS_MAX, POLYGON_POINTS_MAX
 from qdrant_sink.filters import parse_filter
@@ -513,17 +515,19 @@ def test_a_costly_filter_is_evaluated_in_windows(
 
     whole = results()
     windows: list[int] = []
-    among = slices._among
+    among = filter_measurement.among
 
-    def seen(records: Sequence[Any], condition: Any) -> Any:
-        windows.append(len(records))
-        return among(records, condition)
+    def seen(ids: Sequence[Any], condition: Any) -> Any:
+        windows.append(len(ids))
+        return among(ids, condition)
 
-    monkeypatch.setattr(slices, "_among", seen)
-    monkeypatch.setattr(slices, "SAMPLES", (1,))
-    monkeypatch.setattr(FilterRates, "seconds", lambda _self, _where: CALL_S / 4)
+    def expensive(collection: EdgeCollection, _where: Json) -> FilterTime:
+        return FilterTime(collection.filter_rates.sequence, 30, 30 * CALL_S / 4, CALL_S / 4, CALL_S / 4)
+
+    monkeypatch.setattr(slices, "among", seen)
+    monkeypatch.setattr(slices, "measured_time", expensive)
     assert results() == whole
-    assert set(windows) == {0, 4, 2}, "without a point, and 30 points in windows of 4"
+    assert set(windows) == {4, 2}, "30 points in windows of 4"
     parts, after = [], None
     while True:
         page, after = counted.scroll("docs", where, True, limit=3, after=after)
@@ -539,52 +543,6 @@ def test_a_costly_filter_is_evaluated_in_windows(
     assert counted.count("docs") == 30 - whole[-1]
 
 
-def test_the_time_of_a_filter_is_learned_from_what_it_took() -> None:
-    """Large payloads make filters on their keys expensive from then on, filters on other keys stay cheap."""
-    rates = FilterRates()
-    tags = parse_filter({"must": [{"key": "tags", "match": {"value": 1}}]})
-    both = parse_filter({"must": [{"key": "tags", "match": {"value": 2}}, {"key": "tags", "match": {"value": 3}}]})
-    other = parse_filter({"must": [{"key": "title", "match": {"value": 1}}]})
-    nested = parse_filter({"must": [{"nested": {"key": "tags", "filter": {"must": [{"is_empty": {"key": "a"}}]}}}]})
-    cheap = rates.seconds(tags)
-    assert not rates.knows(tags)
-    rates.observe(tags, 10, 1.0)
-    assert rates.seconds(tags) == pytest.approx(0.1)
-    assert rates.knows(both)
-    assert rates.seconds(both) > rates.seconds(tags)
-    assert not rates.knows(other)
-    assert not rates.knows(nested)
-    assert rates.seconds(other) == cheap
-    rates.observe(tags, 10, 0.0)
-    assert rates.seconds(tags) == pytest.approx(0.05), "one cheap call is not believed"
-    rates.observe(tags, 0, 1.0)
-    assert rates.seconds(tags) == pytest.approx(0.05)
-    for n in range(FILTER_RATES_MAX):
-        rates.observe(parse_filter({"must": [{"key": f"k{n}", "match": {"value": 1}}]}), 1, 1.0)
-    assert not rates.knows(tags)
-
-
-def test_a_filter_on_new_keys_is_measured_on_few_points(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first filter on a key is compared with a few points, before it is with all; the next ones are not."""
-    _fill(counted, job(200))
-    sizes: list[int] = []
-    among = slices._among
-
-    def seen(records: Sequence[Any], condition: Any) -> Any:
-        sizes.append(len(records))
-        return among(records, condition)
-
-    monkeypatch.setattr(slices, "_among", seen)
-    where = {"must": [{"key": "even", "match": {"value": True}}]}
-    assert counted.count("docs", where) == 100
-    assert sizes[0] == 0
-    assert sizes[1:]
-    assert max(sizes) <= slices.SAMPLES[-1]
-    sizes.clear()
-    assert counted.count("docs", {"must": [{"key": "even", "match": {"value": False}}]}) == 100
-    assert sizes == []
-
-
 def test_a_slow_search_makes_its_filter_expensive(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that took longer than estimated is not repeated as it was: its filter is resolved the next time."""
     _fill(counted, job(30))
@@ -597,21 +555,6 @@ def test_a_slow_search_makes_its_filter_expensive(counted: Counted, monkeypatch:
     monkeypatch.setattr(FilterRates, "observe", lambda _self, _where, points, _seconds: learned.append(points))
     assert _shown(counted, [search]) == whole
     assert 30 * 2 in learned, "both branches have compared all points"
-
-
-def test_the_time_of_a_filter_grows_with_its_conditions_and_words() -> None:
-    """Conditions, words and polygons are what a point is compared with, also in nested filters."""
-    from qdrant_sink.edge.work import filter_point_s
-
-    def seconds(where: Json) -> float:
-        return parse_filter(where).converted(filter_point_s)
-
-    one = {"key": "a", "match": {"value": 1}}
-    assert seconds({"must": [one] * 100}) > 50 * seconds({"must": [one]})
-    nested = {"nested": {"key": "b", "filter": {"should": [one] * 100}}}
-    assert seconds({"must": [nested]}) > 50 * seconds({"must": [one]})
-    assert seconds(words("text", 4000)) > 20 * seconds(words("text", 10))
-    assert seconds({"min_should": {"conditions": [one] * 9, "min_count": 2}}) > 4 * seconds({"must": [one]})
 
 
 def test_sparse_searches_have_no_rows() -> None:

@@ -172,7 +172,8 @@ def test_a_panic_of_the_engine_is_an_error_of_the_store(
     sparse = SparseVector(np.array([3, 2], np.uint32), np.array([1.0], np.float32))
     with pytest.raises(ValueError, match="sparse: indices and values must have the same shape"):
         Point(1, {}, sparse=sparse)
-    bad: Any = SimpleNamespace(id=1, payload={}, dense=None, sparse=sparse, colbert=None, names=NAMES, nbytes=99)
+    sizes = {"nbytes": 99, "payload_nbytes": 2}
+    bad: Any = SimpleNamespace(id=1, payload={}, dense=None, sparse=sparse, colbert=None, names=NAMES, **sizes)
     with pytest.raises(StoreRejected, match="Qdrant Edge refused the points") as caught:
         edge_store.upsert("docs", [bad])
     assert type(caught.value.__cause__).__name__ == "PanicException"
