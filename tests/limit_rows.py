@@ -234,6 +234,7 @@ ROWS: Final[Mapping[str, tuple[str, list[str]]]] = {
     "part of vectors that `embed` writes": ("{:mb}", ["service.bulk.vector_files.parts:PART_MAX_BYTES"]),
     "time in which `embed` writes a part": ("{:s}", ["service.bulk.vector_files.parts:PART_MAX_S"]),
     "growth of a checkpoint's archive": ("{:mb}", ["embedder.checkpoint.tensorfile:ARCHIVE_GROWTH_MAX_BYTES"]),
+    "pickle of a checkpoint's file": ("{:mb}", ["embedder.checkpoint.state_pickle:PICKLE_MAX_BYTES"]),
     "header of a safetensors file": ("{:mb}", ["embedder.checkpoint.damage:HEADER_MAX_BYTES"]),
     "`tokenizer.json`": ("{:mb}", ["embedder.checkpoint.damage:TOKENIZER_MAX_BYTES"]),
     "other JSON files of a checkpoint": ("{:mb}", ["embedder.checkpoint.damage:JSON_MAX_BYTES"]),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from embedder.checkpoint.damage import HEADER_MAX_BYTES, damaged, readable
+from embedder.checkpoint.state_pickle import check_pickle
 from embedder.errors import ConfigurationError
 
 ARCHIVE_GROWTH_MAX_BYTES = 64_000_000
@@ -141,7 +142,8 @@ def load_state(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
         ConfigurationError: the file is damaged, holds something else than tensors by name, or cannot be read.
     """
     _check_archive(path)
-    with readable(path.name, *_PICKLE_DAMAGE, is_damage=_reports_damage):
+    with readable(path.name, *_PICKLE_DAMAGE, zipfile.BadZipFile, is_damage=_reports_damage):
+        check_pickle(path, is_archive=_is_archive(path))
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     if not isinstance(state, dict):
         raise damaged(path.name, "not a state dict")

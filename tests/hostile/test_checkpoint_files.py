@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from embedder.checkpoint import tensorfile
 from embedder.checkpoint.config import EncoderConfig
 from embedder.checkpoint.damage import HEADER_MAX_BYTES, JSON_MAX_BYTES, TOKENIZER_MAX_BYTES
 from embedder.checkpoint.find import MINI
+from embedder.checkpoint.state_pickle import PICKLE_MAX_BYTES
 from embedder.checkpoint.tensorfile import ARCHIVE_GROWTH_MAX_BYTES, TensorFile
 from embedder.checkpoint.weights import read_head
 from embedder.errors import ConfigurationError
@@ -71,6 +73,46 @@ def test_a_tensor_that_repeats_one_number_is_refused(checkpoint: Path) -> None:
     assert path.stat().st_size < 100_000
     with pytest.raises(ConfigurationError, match="a tensor is larger than its content"):
         read_head(checkpoint, "sparse_linear")
+
+
+CALLS = {
+    "bytearray": b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\x00\x5e\xd0\xb2\x00\x85R.",
+    "encode": b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00utf-8\x86R.",
+    "named on the stack": b"\x80\x04\x8c\x08builtins\x8c\x09bytearray\x93\x8a\x05\x00\x5e\xd0\xb2\x00\x85R.",
+}
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize("is_archive", [True, False], ids=["archive", "stream"])
+@pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
+def test_a_pickle_that_takes_memory_by_a_call_is_refused(checkpoint: Path, call: bytes, is_archive: bool) -> None:
+    """A head of a kilobyte whose pickle asks for 3 GB is refused before torch sees it, in both formats of torch."""
+    path = checkpoint / "sparse_linear.pt"
+    if is_archive:
+        replace_pickle(path, call)
+    else:
+        before: list[object] = [1, 1001, {}]
+        path.write_bytes(b"".join(pickle.dumps(part, 2) for part in before) + call + pickle.dumps([], 2))
+    with pytest.raises(ConfigurationError, match=r"sparse_linear.pt is damaged .*not only tensors by name"):
+        read_head(checkpoint, "sparse_linear")
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_pickle_that_is_too_large_is_refused_unread(checkpoint: Path) -> None:
+    """A pickle of lists within lists takes fifty times its bytes as objects, so its bytes are bounded."""
+    path = checkpoint / "colbert_linear.pt"
+    replace_pickle(path, b"\x80\x02" + b"]" * PICKLE_MAX_BYTES + b"a" * (PICKLE_MAX_BYTES - 1) + b".")
+    with pytest.raises(ConfigurationError, match=r"colbert_linear.pt is damaged .*a pickle of more than 1 MB"):
+        read_head(checkpoint, "colbert_linear")
+
+
+def replace_pickle(path: Path, content: bytes) -> None:
+    """Write an archive anew with another pickle."""
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename: archive.read(member) for member in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, member in members.items():
+            archive.writestr(name, content if name.endswith("data.pkl") else member)
 
 
 def test_a_header_that_is_too_large_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
