@@ -4,7 +4,8 @@ Rules, in the order in which they apply:
 
 1. Queries go before passages, and a batch never mixes the two: a query that rides with passages
    waits for all of them. But passages that one batch of queries has passed over come next, so that an
-   endless stream of queries does not starve them; they yield to queries while they run.
+   endless stream of queries does not starve them; they yield to queries while they run. A job of queries that do not
+   fit into one batch counts as passages: a single query would wait for batch after batch of it.
 2. Jobs of one priority take turns text by text, and the job that opened a batch goes to the back of
    the queue, so a small job is not stuck behind a large one and no job starves.
 3. A batch holds at most `budget` tokens, except that a longer text goes alone.
@@ -225,7 +226,7 @@ class Scheduler(Generic[JobKey]):
         Args:
             key: names it.
             lengths: tokens of each of its texts.
-            priority: of all its texts.
+            priority: of all its texts; that of passages if they are queries of more tokens than a batch.
             cap: most of its texts in one batch; 0 leaves it to the budget.
             streams: whether it shares the window; it then waits for `consume`.
             grows: whether `extend` brings further texts; until its last ones are there the job is not over.
@@ -241,6 +242,8 @@ class Scheduler(Generic[JobKey]):
         self._check_size(tokens)
         whole = max(tokens, expected)
         self.check_room(whole)
+        if whole > self.budget:
+            priority = Priority.PASSAGE
         if lengths or grows:
             job = _Job(key, list(lengths), priority, cap or math.inf, streams, grows, consumed=not streams)
             self._expect(job, whole - tokens)

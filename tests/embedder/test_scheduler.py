@@ -55,7 +55,7 @@ class Planning(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler: Scheduler[int] = Scheduler(budget=1, window=60)
+        self.scheduler: Scheduler[int] = Scheduler(budget=60, window=60)
         self.jobs: dict[int, Expected] = {}
         self.running: list[Batch[int]] = []
         self.serial = 0
@@ -74,7 +74,8 @@ class Planning(RuleBasedStateMachine):
     def add(self, lengths: list[int], priority: Priority, cap: int, streams: bool, grows: bool) -> None:
         """Add a job, whole or with its first texts."""
         self.serial += 1
-        self.jobs[self.serial] = Expected(list(lengths), priority, cap, streams, grows=grows)
+        planned = priority if sum(lengths) <= self.scheduler.budget else Priority.PASSAGE
+        self.jobs[self.serial] = Expected(list(lengths), planned, cap, streams, grows=grows)
         self.scheduler.add(self.serial, lengths, priority, cap=cap, streams=streams, grows=grows)
 
     @precondition(lambda self: any(job.grows for job in self.jobs.values()))
@@ -255,6 +256,15 @@ def test_a_query_does_not_wait_for_passages() -> None:
     assert taken(scheduler) == [Pick("query", 0)]
 
 
+@pytest.mark.parametrize("expected", [0, 5000], ids=["whole", "grows"])
+def test_a_query_does_not_wait_for_a_request_of_many(expected: int) -> None:
+    """A query that arrives behind queries of more than a batch is in the next batch, without them."""
+    scheduler = scheduler_of(4096)
+    scheduler.add("many", [8] if expected else [8] * 600, Priority.QUERY, grows=bool(expected), expected=expected)
+    scheduler.add("query", [8], Priority.QUERY)
+    assert taken(scheduler) == [Pick("query", 0)]
+
+
 @given(length=st.integers(2, 512))
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_a_small_job_is_not_stuck_behind_a_large_one(length: int) -> None:
@@ -299,8 +309,8 @@ def test_jobs_take_turns_within_a_batch() -> None:
 def test_a_text_over_the_budget_goes_alone() -> None:
     """A text over the budget has a batch of its own."""
     scheduler = scheduler_of(10)
-    scheduler.add("a", [100, 2], Priority.QUERY)
-    scheduler.add("b", [2], Priority.QUERY)
+    scheduler.add("a", [100, 2], Priority.PASSAGE)
+    scheduler.add("b", [2], Priority.PASSAGE)
     assert taken(scheduler) == [Pick("a", 0)]
     assert taken(scheduler) == [Pick("b", 0), Pick("a", 1)]
 
@@ -319,7 +329,7 @@ def test_jobs_that_a_batch_did_not_reach_keep_their_order() -> None:
     """The job that opens a batch moves to the back; jobs that were skipped or not reached keep their order."""
     scheduler = scheduler_of(10)
     for key, job in {"opener": [8, 3], "too long": [5], "fits": [2, 4], "behind": [3], "last": [2]}.items():
-        scheduler.add(key, job, Priority.QUERY)
+        scheduler.add(key, job, Priority.PASSAGE)
     assert [pick.key for pick in taken(scheduler)] == ["opener", "fits"]
     assert [pick.key for pick in taken(scheduler)] == ["too long", "fits"]
     assert [pick.key for pick in taken(scheduler)] == ["behind", "last", "opener"]
@@ -574,11 +584,12 @@ def test_queries_go_first_at_a_yield_point() -> None:
     scheduler = scheduler_of(10)
     running = pass_over_passages(scheduler)
     assert scheduler.queries_first(running, 100.0) is None
-    scheduler.add("queries", [8, 8], Priority.QUERY)
+    for name in ("a query", "another"):
+        scheduler.add(name, [8], Priority.QUERY)
     scheduler.add("more passages", [8], Priority.PASSAGE)
     first = scheduler.queries_first(running, 100.0)
     assert first is not None
-    assert first.picks == (Pick("queries", 0),)
+    assert first.picks == (Pick("a query", 0),)
     assert first.priority is Priority.QUERY
 
 
@@ -647,7 +658,8 @@ def test_passages_leave_room_for_queries(limit: int, passages: int) -> None:
     while scheduler.next_batch(flights) is not None:
         pass
     assert flights.under_way == {Priority.PASSAGE: passages}
-    scheduler.add("queries", [8] * 100, Priority.QUERY)
+    for number in range(100):
+        scheduler.add(f"query {number}", [8], Priority.QUERY)
     while scheduler.next_batch(flights) is not None:
         pass
     assert flights.under_way == Counter({Priority.PASSAGE: passages, Priority.QUERY: limit - passages})
@@ -720,13 +732,13 @@ def test_a_full_queue_refuses_and_names_the_numbers() -> None:
     """A job over the limit is invalid; one that does not fit now is retryable, and fits later."""
     scheduler: Scheduler[str] = Scheduler(budget=10, queue_tokens=20)
     with pytest.raises(InvalidRequest, match=r"21 tokens .*QUEUE_TOKENS=20"):
-        scheduler.add("too large", [21], Priority.QUERY)
-    scheduler.add("first", [10, 5], Priority.QUERY)
+        scheduler.add("too large", [21], Priority.PASSAGE)
+    scheduler.add("first", [10, 5], Priority.PASSAGE)
     with pytest.raises(Overloaded, match="15 of 20 tokens and this request has 6"):
-        scheduler.add("second", [6], Priority.QUERY)
-    scheduler.add("fits", [5], Priority.QUERY)
+        scheduler.add("second", [6], Priority.PASSAGE)
+    scheduler.add("fits", [5], Priority.PASSAGE)
     taken(scheduler)
-    scheduler.add("second", [6], Priority.QUERY)
+    scheduler.add("second", [6], Priority.PASSAGE)
 
 
 def test_a_closed_scheduler_accepts_nothing() -> None:
