@@ -65,6 +65,9 @@ def edit_distance(a: str, b: str) -> int:
     limit = TYPING_ERRORS_MAX + 1
     if abs(len(a) - len(b)) >= limit:
         return limit
+    letters, others = set(a), set(b)
+    if len(letters - others) >= limit or len(others - letters) >= limit:  # an edit removes and adds one letter at most
+        return limit
     before: list[int] = []
     row = list(range(len(b) + 1))
     for i, letter in enumerate(a, 1):

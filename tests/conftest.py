@@ -7,7 +7,7 @@ import shutil
 import signal
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -44,6 +44,19 @@ settings.register_profile("quick", deadline=None, max_examples=30)
 def pytest_configure(config: pytest.Config) -> None:
     """Draw 30 examples for a property in the default run, and hypothesis's own 100 with any other `-m`."""
     settings.load_profile("quick" if "not slow" in config.option.markexpr else "full")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import the modules of all tests without the garbage collector, and exempt what they define from it.
+
+    They have a million objects: the collections took a quarter of the time of the imports, and afterwards each full
+    one takes a third of a second.
+    """
+    from embedder.frozen_imports import frozen_imports
+
+    with frozen_imports():
+        return (yield)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -21,9 +21,18 @@ from tests.embedder.oracle import Oracle
 from tests.service.client import ENVIRONMENT, Client
 from tests.service.doubles import Watched
 from tests.sink.grpc_double import GrpcDouble
+from tests.sink.optimizing import optimize_here
 
 Serve = Callable[..., Client]
 """`serve(store=..., NAME="value")` returns a client of operations over the session's model with these settings."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _optimized_here() -> Iterator[None]:
+    """Collections are optimised in this process; see `tests.sink.optimizing`."""
+    with pytest.MonkeyPatch.context() as patch:
+        optimize_here(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedder import Embedder, Embedding, Outputs, Priority
+from embedder import Embedder, Embedding, Priority
 from qdrant_sink import PointId, Store
 from service.operations import CompletionRequest, Operations
 from service.settings import Settings
@@ -21,7 +21,7 @@ from tests.service.adapted import ADAPTED, Adapted
 from tests.service.client import ENVIRONMENT, Client, Json
 from tests.service.frameworks import dense_of, sparse_of
 from tests.service.served import Served
-from tests.service.test_frameworks import QUERIES, TEXTS, double, fused, real, scores_of
+from tests.service.test_frameworks import QUERIES, TEXTS, double, embedded, fused, real, scores_of
 
 LIMIT = 8
 CASES = [
@@ -54,8 +54,7 @@ class Opened:
 
     def embedded(self, texts: Sequence[str], priority: Priority = Priority.PASSAGE) -> list[Embedding]:
         """The vectors of texts."""
-        results = asyncio.run(self.embedder.embed(texts, Outputs(), max_length=512, priority=priority))
-        return [result for result in results if isinstance(result, Embedding)]
+        return embedded(self.embedder, texts, priority)
 
     def requests(self) -> int:
         """The number of requests for vectors so far."""

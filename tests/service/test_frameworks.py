@@ -46,6 +46,20 @@ NUMBERS = {"langchain": "metadata.number", "llamaindex": "number", "haystack": "
 TEXT_KEYS = {"langchain": "page_content", "llamaindex": "_node_content", "haystack": "content"}
 
 
+_EMBEDDINGS: dict[tuple[Priority, str], Embedding] = {}
+"""The vectors that were computed so far: all tests compare with those of the same texts."""
+
+
+def embedded(embedder: Embedder, texts: Sequence[str], priority: Priority) -> list[Embedding]:
+    """The vectors of texts by the model of the session."""
+    new = [text for text in dict.fromkeys(texts) if (priority, text) not in _EMBEDDINGS]
+    if new:
+        results = asyncio.run(embedder.embed(new, Outputs(), max_length=512, priority=priority))
+        embeddings = [result for result in results if isinstance(result, Embedding)]
+        _EMBEDDINGS.update(zip([(priority, text) for text in new], embeddings, strict=True))
+    return [_EMBEDDINGS[priority, text] for text in texts]
+
+
 @dataclass(frozen=True)
 class Opened:
     """A collection that a framework has created and filled with `TEXTS`, and a worker without a config."""
@@ -56,8 +70,7 @@ class Opened:
 
     def embedded(self, texts: Sequence[str], priority: Priority = Priority.PASSAGE) -> list[Embedding]:
         """The vectors of texts."""
-        results = asyncio.run(self.embedder.embed(texts, Outputs(), max_length=512, priority=priority))
-        return [result for result in results if isinstance(result, Embedding)]
+        return embedded(self.embedder, texts, priority)
 
     def searched(self, **fields: object) -> Json:
         """The answer to a search for `QUERIES`."""

@@ -15,8 +15,6 @@ import httpx
 import numpy as np
 import pytest
 from cohere.core.api_error import ApiError
-from huggingface_hub import InferenceClient
-from huggingface_hub.errors import HfHubHTTPError
 
 from embedder import Embedder
 from qdrant_sink.edge import EdgeStore
@@ -188,6 +186,9 @@ def test_the_sdk_of_cohere(served: Served) -> None:
 
 def test_the_client_of_hugging_face(served: Served, worker: Client) -> None:
     """`feature_extraction` gives the dense vectors, for the worker's address as `model` and as `base_url`."""
+    from huggingface_hub import InferenceClient  # takes a second, which not every process of a test run needs
+    from huggingface_hub.errors import HfHubHTTPError
+
     wanted = dense(worker, DOCUMENTS)
     for client in (
         InferenceClient(model=served.url, token=KEY),
