@@ -98,7 +98,8 @@ def test_what_is_cut_is_counted_once(worker: Client) -> None:
 
 def test_an_answer_that_is_read_is_read_to_its_end(worker: Client) -> None:
     """A stop waits for a client that reads."""
-    with Served(worker.operations) as served, RawClient(served.port, receive_buffer=4096) as client:
+    limits = ConnectionLimits(stop_progress_s=PATIENCE)
+    with Served(worker.operations, limits=limits) as served, RawClient(served.port, receive_buffer=4096) as client:
         client.send(LARGE)
         assert client.begins_to_answer()
         served.stop()
