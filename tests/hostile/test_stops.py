@@ -54,9 +54,17 @@ def reads_nothing(client: RawClient, _served: Served) -> None:
     assert client.begins_to_answer()
 
 
-def pipelines(client: RawClient, _served: Served) -> None:
-    """Send many requests, and read no answer."""
-    client.send_up_to(head("GET", "/docs") * 1000, 60_000_000)
+def pipelines(client: RawClient, served: Served) -> None:
+    """Send requests and read no answer, until neither side can send more."""
+    requests, sent = head("GET", "/docs") * 1000, 0
+
+    def are_unread() -> bool:
+        nonlocal sent
+        more = client.send_up_to(requests[sent % len(requests) :], 1)
+        sent += more
+        return not more and any(connection._unread_bytes for connection in list(served.connections._open))  # type: ignore[attr-defined]
+
+    asyncio.run(until(are_unread))
     assert client.begins_to_answer()
 
 
