@@ -53,6 +53,7 @@ API_KEY: Final = "loopback-key"
 _CALLER_PREFIXES: Final = ("QDRANT_", "MODEL_", "RUNPOD_")  # variables of the caller that a worker never sees
 _READ_MAX_BYTES: Final = 1 << 30  # the queue refuses large bodies itself, before aiohttp's limit
 _CHECK_INTERVAL_S: Final = 0.02  # for conditions that no change of the queue announces
+_OUTPUT_WAIT_S: Final = 30.0  # for the output of a worker that has ended
 _OUTPUT_TAIL_CHARACTERS: Final = 4_000  # the part of a worker's output in an error message
 
 
@@ -583,7 +584,7 @@ class Worker:
         except subprocess.TimeoutExpired as expired:
             message = f"the worker still runs after {timeout:g} s{self._tail()}"
             raise TimeoutError(message) from expired
-        self._reader.join(1)  # the pipe closes with the last process of the group; do not wait for long
+        self._reader.join(_OUTPUT_WAIT_S)  # the pipe closes with the last process of the group
         return code
 
     def _polls(self) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -93,13 +95,17 @@ def test_help_does_not_wait_for_libraries(arguments: list[str]) -> None:
 
 
 def test_the_command_starts_quickly() -> None:
-    """The health check, which a container starts every few seconds, takes a fraction of a second."""
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        assert run("healthcheck").returncode == 0
-        times.append(time.perf_counter() - started)
-    assert min(times) < 1.0
+    """The health check, which a container starts every few seconds, takes little more than an interpreter."""
+
+    def cpu_s(start: Callable[[], object]) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        start()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    bare = min(cpu_s(lambda: subprocess.run([sys.executable, "-c", "import json"], check=True)) for _ in range(3))
+    own = min(cpu_s(lambda: run("healthcheck").check_returncode()) for _ in range(3))
+    assert own < 10 * bare  # three times as long; the HTTP server's libraries alone take sixteen times as long
 
 
 @pytest.mark.parametrize("name", program.COMMANDS)

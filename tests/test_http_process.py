@@ -124,8 +124,8 @@ def unfit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Worker
 
 
 def test_the_port_answers_while_the_model_loads(served: Served) -> None:
-    """The probe gets 204 from the start, then 200, and no other status."""
-    assert served.seen in ([0, 204, 200], [204, 200])
+    """The probe gets 204 while it asks before the model is ready, then 200, and no other status."""
+    assert [status for status in served.seen if status] in ([204, 200], [200])  # which may be the first that it gets
 
 
 def test_an_answer_is_sent_in_one_piece(port: int) -> None:

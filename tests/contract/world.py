@@ -112,10 +112,11 @@ class World:
             if self.store == "server":
                 double = GrpcDouble(folder)
                 stack.callback(double.stop)
-                store: Store = ServerStore(
-                    "http://127.0.0.1:9", grpc_port=double.port, deadline_s=_DEADLINE_S,
-                    interactive_deadline_s=_DEADLINE_S, pause_s=0.02,
-                )  # fmt: skip
+                with mock.patch("qdrant_sink.server.connection.math.ceil", return_value=int(WAIT_MAX_S)):
+                    store: Store = ServerStore(
+                        "http://127.0.0.1:9", grpc_port=double.port, deadline_s=_DEADLINE_S,
+                        interactive_deadline_s=_DEADLINE_S, pause_s=0.02,
+                    )  # fmt: skip
             else:
                 store = EdgeStore(folder / "edge")
             stack.callback(store.close)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from embedder.errors import InvalidRequest
 from qdrant_sink.conformance import PAYLOAD_MAX_BYTES
 from qdrant_sink.edge import EdgeStore, filter_measurement, slices
+from qdrant_sink.edge import collection as collection_module
 from qdrant_sink.edge.filter_leaves import VALUES_MEASURED_MAX, WORDS_MAX_CHARACTERS, filter_leaves
 from qdrant_sink.edge.filter_rates import (
     FILTER_RATES_MAX,
@@ -414,8 +416,8 @@ def test_others_have_time_between_long_calls(store: EdgeStore, monkeypatch: pyte
     """After a call that held the interpreter lock for long there is a pause, and after a short one there is none."""
     pauses: list[float] = []
     times = iter([0.0, 2.0, 2.0, 2.001])
-    monkeypatch.setattr(time, "perf_counter", lambda: next(times))
-    monkeypatch.setattr(time, "sleep", pauses.append)
+    clock = SimpleNamespace(perf_counter=lambda: next(times), sleep=pauses.append)
+    monkeypatch.setattr(collection_module, "time", clock)  # not the module of all threads
     opened = store._cached_collection("docs")
     for _ in range(2):
         with opened.opened():

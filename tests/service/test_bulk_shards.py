@@ -87,7 +87,7 @@ def finish(
 ) -> LoadReport:
     """Finish a collection, as `--finish` does."""
     operation = Finish(core.settings, core._store.opened())
-    loads = partial(Loads, lease_s=LEASE_S, beat_interval_s=LEASE_S / 6)
+    loads = partial(Loads, lease_s=core.loads.lease_s, beat_interval_s=core.loads.beat_interval_s)
     with patch("service.operations.finish.Loads", loads), redirect_stderr(io.StringIO()) as printed:
         report = finished(operation, collection, alias, [])
     if said is not None:
@@ -396,7 +396,7 @@ def test_a_killed_shard_is_not_forgotten(double: GrpcDouble, method: str, number
         assert receiver.poll(2 * PATIENCE)
     process.kill()
     process.join(PATIENCE)
-    core = operations(opened(double.port))
+    core = operations(opened(double.port), lease_s=LEASE_S)
     for shard in ("2/3", "3/3"):
         assert run(core, lines(), "--shard", shard).status == 0
     begun = (method, number) != ("update_metadata", 1)

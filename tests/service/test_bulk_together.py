@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from service.bulk import BulkLoad, LoadReport
 from service.bulk.line import Line
 from service.operations import Operations
 from service.operations.finish import Finish
+from service.operations.loads import Loads
+from service.operations.ongoing_load import OngoingLoad
 from service.settings import Settings
 from service.transports.cli.bulk import load_id_of, load_options
 from service.transports.cli.finish import finished
@@ -37,7 +40,10 @@ from tests.sink.grpc_double import GrpcDouble
 from tests.sink.stores import EMBEDDED_FIRST
 
 LEASE_S = 0.6
-"""Time without a sign of life after which a load of these tests counts as dead."""
+"""Time without a sign of life after which a load of the tests of killed loads counts as dead."""
+
+BEAT_INTERVAL_S = 0.1
+"""Time between two signs of life of a load."""
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["tests.service.test_bulk_together"])
@@ -48,13 +54,13 @@ def opened(port: int) -> ServerStore:
     return ServerStore("http://127.0.0.1:9", grpc_port=port, timeout_s=5, deadline_s=3.0, pause_s=0.02)
 
 
-def operations(store: Store) -> Operations:
-    """Operations with a stub of a model, and a short lease."""
+def operations(store: Store, *, lease_s: float = PATIENCE) -> Operations:
+    """Operations with a stub of a model, which count a load as dead after a time that no living one is silent for."""
     tokenizer = Tokenizer(MINI)
     engine = StubEngine(tokenizer)
     pool = ModelPool([engine], batches_per_gpu=1, token_budget=4096, queue_tokens=100_000)
     core = Operations(Settings.from_environment(ENVIRONMENT), Embedder(tokenizer, [engine], pool), store)
-    core.loads.lease_s, core.loads.beat_interval_s = LEASE_S, LEASE_S / 6
+    core.loads.lease_s, core.loads.beat_interval_s = lease_s, BEAT_INTERVAL_S
     return core
 
 
@@ -175,13 +181,23 @@ def test_a_server_without_metadata_is_said(core: Operations, double: GrpcDouble)
     assert any("needs Qdrant 1.16, and the server has 1.15.5" in text for text in said)
 
 
-def test_a_load_that_was_dropped_ends(core: Operations, double: GrpcDouble) -> None:
+def test_a_load_that_was_dropped_ends(core: Operations, double: GrpcDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose record was removed reads it, and does not move the alias."""
+    noticed = threading.Event()
+    beat, beat_until = OngoingLoad._beat, OngoingLoad._beat_until
+
+    async def after_the_drop(load: OngoingLoad) -> None:
+        double.collections["notes"][0].metadata.clear()  # a sign of life that was under way may have written it again
+        await beat(load)
+
+    async def until_it_is_noticed(load: OngoingLoad, *arguments: Any) -> None:
+        await beat_until(load, *arguments)
+        noticed.set()
+
+    monkeypatch.setattr(OngoingLoad, "_beat_until", until_it_is_noticed)
     slow = Held(core, "slow")
-    until = time.monotonic() + LEASE_S
-    while time.monotonic() < until:  # a sign of life that is under way writes the record again
-        double.collections["notes"][0].metadata.clear()
-        time.sleep(LEASE_S / 100)
+    monkeypatch.setattr(OngoingLoad, "_beat", after_the_drop)
+    assert noticed.wait(PATIENCE)
     report = slow.end()
     assert "the record of this load is gone" in str(report.failure)
     assert double.aliases == {}
@@ -234,7 +250,7 @@ def test_a_killed_load_is_not_forgotten(double: GrpcDouble, method: str, number:
     process.kill()
     process.join(PATIENCE)
     with closing(opened(double.port)) as store:
-        core = operations(store)
+        core = operations(store, lease_s=LEASE_S)
         said: list[str] = []
         has_stored = method in ("restore_index", "build_index", "alias")
         has_begun = (method, number) != ("update_metadata", 1)
@@ -251,6 +267,7 @@ def test_a_killed_load_is_not_forgotten(double: GrpcDouble, method: str, number:
 @pytest.mark.slow
 def test_a_wait_for_a_killed_load_is_said_and_no_part_of_the_rate(core: Operations) -> None:
     """The load that goes on for a killed one says that it waits, and its rate begins with its first batch."""
+    core.loads.lease_s = LEASE_S
     assert run(core, of("first"), "--load-id", "first").alias
     killed = LoadRecord("again", "0" * 16, "running", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z")
     store = core._store.opened()
@@ -266,8 +283,11 @@ def test_a_wait_for_a_killed_load_is_said_and_no_part_of_the_rate(core: Operatio
 
 
 @pytest.mark.slow
-def test_an_operator_gives_up_a_killed_load(double: GrpcDouble, core: Operations) -> None:
+def test_an_operator_gives_up_a_killed_load(
+    double: GrpcDouble, core: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without its lines, the collection is finished for the others."""
+    monkeypatch.setattr("service.operations.finish.Loads", partial(Loads, lease_s=LEASE_S))
     receiver, sender = _processes.Pipe(duplex=False)
     process = _processes.Process(target=stall, args=(double.port, "upsert", 2, sender))
     process.start()
@@ -275,6 +295,7 @@ def test_an_operator_gives_up_a_killed_load(double: GrpcDouble, core: Operations
         assert receiver.poll(2 * PATIENCE)
     process.kill()
     process.join(PATIENCE)
+    core.loads.lease_s = LEASE_S
     assert run(core, of("other"), "--load-id", "other").alias is False
     with closing(Finish(core.settings, opened(double.port))) as finish:
         assert finished(finish, "notes", "live", []).alias is False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
+import threading
 from pathlib import Path
 
 import grpc  # type: ignore[import-untyped,unused-ignore]
@@ -13,7 +14,8 @@ from qdrant_sink.edge import EdgeStore
 from qdrant_sink.server import ServerStore
 from service.operations import Operations
 from service.settings import Settings
-from tests.service.client import ENVIRONMENT, PATIENCE, Client, Json
+from service.transports.http.probes import Probes
+from tests.service.client import ENVIRONMENT, PATIENCE, Client, Json, until
 from tests.service.conftest import Serve
 from tests.service.served import Served
 from tests.sink.grpc_double import GrpcDouble
@@ -27,8 +29,19 @@ def readiness(served: Served) -> tuple[int, Json]:
         return response.status_code, response.json()
 
 
-def test_liveness_and_readiness_over_the_life_of_a_worker(worker: Client, serve: Serve) -> None:
+def set_times(monkeypatch: pytest.MonkeyPatch, **times: float) -> None:
+    """Give the probes of servers that start from now on other times."""
+    defaults = Probes.__init__.__kwdefaults__
+    assert defaults is not None
+    for name, seconds in times.items():
+        monkeypatch.setitem(defaults, name, seconds)
+
+
+def test_liveness_and_readiness_over_the_life_of_a_worker(
+    worker: Client, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`/livez` is 200 from the first to the last moment; `/readyz` is 503 with the reason until requests are served."""
+    set_times(monkeypatch, store_wait_s=PATIENCE)
     label = "mini (packed, float32, cpu)"
     with Served(None, settings=serve(API_KEY="k").operations.settings) as served, served.client() as client:
         assert readiness(served) == (503, {"status": "loading", "reason": "the model is loading"})
@@ -58,29 +71,30 @@ def test_a_worker_whose_store_is_down_is_ready_and_says_so(serve: Serve, tmp_pat
 
 
 class SlowStore(EdgeStore):
-    """A store that takes its time to look up a name, and counts how often it is asked."""
+    """A store that looks up a name when its gate is set, and counts how often it is asked."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.calls = 0
+        self.gate = threading.Event()
 
     def collection_of(self, name: str, *, patient: bool = False) -> str | None:
         """See `Store.collection_of`."""
         self.calls += 1
-        time.sleep(1.2)
+        assert self.gate.wait(PATIENCE)
         return super().collection_of(name, patient=patient)
 
 
-@pytest.mark.slow
-def test_a_slow_store_delays_no_probe_and_is_asked_once(serve: Serve, tmp_path: Path) -> None:
-    """A probe waits a second at most, and many probes without a key cost the store one call in five seconds."""
+def test_a_slow_store_delays_no_probe_and_is_asked_once(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe waits for a limited time, and many probes without a key cost the store one call."""
+    set_times(monkeypatch, store_wait_s=0.05, store_state_kept_s=10 * PATIENCE)
     store = SlowStore(tmp_path / "slow")
     with Served(serve(store=store).operations) as served:
-        started = time.monotonic()
         assert readiness(served)[1]["store"] == "unavailable"
-        assert time.monotonic() - started < PATIENCE / 2
-        while readiness(served)[1]["store"] == "unavailable":
-            assert time.monotonic() - started < PATIENCE
+        store.gate.set()
+        asyncio.run(until(lambda: readiness(served)[1]["store"] == "ready"))
         assert store.calls == 1
     store.close()
 

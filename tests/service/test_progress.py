@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -30,7 +31,9 @@ def test_the_latest_report_is_posted_while_the_job_runs() -> None:
     async def body() -> None:
         posts: asyncio.Queue[Json] = asyncio.Queue()
         async with posting(posts.put, interval_s=0.01) as report:
-            await asyncio.to_thread(lambda: [report({"settled": n}) for n in range(100)])
+            thread = threading.Thread(target=lambda: [report({"settled": n}) for n in range(100)])
+            thread.start()
+            thread.join()  # no report is posted meanwhile
             assert await posts.get() == {"settled": 99}
             report({"settled": 100})
             assert await posts.get() == {"settled": 100}

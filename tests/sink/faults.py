@@ -12,6 +12,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -214,6 +215,14 @@ def _wake(connection: socket.socket) -> None:
     """Wake up threads that wait on this socket."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition that other threads fulfil."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 class Silent:

@@ -153,7 +153,7 @@ def test_a_server_on_ipv6_is_reached(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this machine has no IPv6")
     double = GrpcDouble(tmp_path, "[::1]")
-    store = ServerStore("http://[::1]:9", grpc_port=double.port, deadline_s=1.0)
+    store = ServerStore("http://[::1]:9", grpc_port=double.port)
     store.ensure("docs", SCHEMA)
     point = conform(draft(0), SCHEMA)
     assert isinstance(point, Point)

@@ -326,7 +326,7 @@ def test_a_filter_of_the_maximum_depth_is_accepted(store: Store, collection: str
     write(store, collection, [draft(0), draft(1)], SCHEMA)
     start = time.monotonic()
     assert store.count(collection, where) == 1
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 30  # exponential work in the depth would take for ever
 
 
 _WORDS = [

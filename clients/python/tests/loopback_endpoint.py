@@ -61,7 +61,7 @@ class RunPodEndpoint(LoopbackServer):
 
     def wait_for(self, status: str) -> None:
         """Wait until a job has this status."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not any(job["status"] == status for job in list(self.jobs.values())):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no job is {status}: {self.jobs}")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any
 
 from typing_extensions import Self
@@ -112,6 +112,11 @@ class LoopbackServer:
         self._server.shutdown()
         self._thread.join(10)
         self._server.server_close()
+
+
+def clock_ahead(begun: Callable[[], bool]) -> SimpleNamespace:
+    """The module `time` of a client whose calls are out of time as soon as this is true, and not before."""
+    return SimpleNamespace(monotonic=lambda: time.monotonic() + 1000 * begun())
 
 
 def scripted(*answers: Answer | None) -> Respond:

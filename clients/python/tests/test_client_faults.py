@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +31,7 @@ from bge_m3_qdrant_client import (
     UnexpectedAnswer,
     WorkerError,
 )
-from loopback_server import Answer, LoopbackServer, Request, Respond, scripted
+from loopback_server import Answer, LoopbackServer, Request, Respond, clock_ahead, scripted
 
 KEY = "key-that-stays-secret"
 TEXT = "a text that stays private"
@@ -174,13 +175,16 @@ def test_nothing_listens() -> None:
 
 def test_a_slow_answer_is_a_timeout() -> None:
     """A call ends with its timeout."""
+    ended = threading.Event()
 
     def slow(_: Request) -> Answer:
-        time.sleep(0.5)
+        assert ended.wait(30)
         return COUNTED
 
-    with LoopbackServer(slow) as server, Client(server.url, timeout=0.1) as client, pytest.raises(TimedOut):
-        client.count()
+    with LoopbackServer(slow) as server, Client(server.url, timeout=0.1) as client:
+        with pytest.raises(TimedOut):
+            client.count()
+        ended.set()
 
 
 def test_an_answer_that_comes_in_drops_is_a_timeout() -> None:
@@ -522,11 +526,14 @@ def test_a_job_that_the_worker_lost_is_sent_again_as_a_request() -> None:
         assert [request.method for request in server.requests] == ["POST", "GET", "GET", "POST"]
 
 
-def test_a_job_ends_with_the_call() -> None:
+def test_a_job_ends_with_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a timeout, and where the awaiting task is cancelled, the job is cancelled on the worker."""
-    with LoopbackServer(jobs(RUNNING)) as server, Client(server.url, timeout=0.2) as client:
-        with pytest.raises(TimedOut):
-            client.ingest(["a"], job=True)
+    with LoopbackServer(jobs(RUNNING)) as server, Client(server.url, timeout=30) as client:
+        clock = clock_ahead(lambda: any(request.method == "GET" for request in server.requests))
+        with monkeypatch.context() as patch:
+            patch.setattr("bge_m3_qdrant_client.calls.time", clock)
+            with pytest.raises(TimedOut):
+                client.ingest(["a"], job=True)
         assert server.requests[-1].method == "DELETE"
 
     async def cancelled() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -22,7 +23,7 @@ from bge_m3_qdrant_client import (
     UnexpectedAnswer,
 )
 from loopback_endpoint import ENDPOINT, KEY, Handler, Report, RunPodEndpoint
-from loopback_server import Answer, LoopbackServer, Request, scripted
+from loopback_server import Answer, LoopbackServer, Request, clock_ahead, scripted
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,13 @@ def test_a_short_call_is_one_request() -> None:
 
 def test_a_late_answer_is_asked_for() -> None:
     """Where `/runsync` answers with the state of the job, its status is asked for until it ends."""
-    with RunPodEndpoint(slow(0.1), sync_s=0.01) as endpoint, client_of(endpoint) as client:
+
+    def late(raw: Any, report: Report) -> Any:
+        while "status" not in endpoint.paths:
+            time.sleep(0.001)
+        return answering(raw, report)
+
+    with RunPodEndpoint(late, sync_s=0.01) as endpoint, client_of(endpoint) as client:
         assert client.count().count == 3
         assert endpoint.paths[0] == "runsync"
         assert set(endpoint.paths[1:]) == {"status"}
@@ -155,24 +162,27 @@ def test_a_rerank_is_a_job_of_the_platform_s_proxy() -> None:
             client.rerank("q", ["d"], model="other")
 
 
-def test_a_job_ends_with_the_call() -> None:
+def test_a_job_ends_with_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a timeout, and where the awaiting task is cancelled, the job is cancelled on the platform."""
-    with RunPodEndpoint(slow(5)) as endpoint, client_of(endpoint, timeout=0.2) as client:
-        with pytest.raises(TimedOut):
-            client.ingest(["a"], job=True)
+    with RunPodEndpoint(slow(60)) as endpoint, client_of(endpoint, timeout=30) as client:
+        clock = clock_ahead(lambda: "status" in endpoint.paths)
+        with monkeypatch.context() as patch:
+            patch.setattr("bge_m3_qdrant_client.calls.time", clock)
+            with pytest.raises(TimedOut):
+                client.ingest(["a"], job=True)
         assert endpoint.paths[-1] == "cancel"
         assert [job["status"] for job in endpoint.jobs.values()] == ["CANCELLED"]
 
     async def cancelled(endpoint: RunPodEndpoint) -> None:
         async with AsyncClient.runpod(ENDPOINT, api_key=KEY, base_url=endpoint.base_url) as client:
             task = asyncio.create_task(client.ingest(["a"], job=True))
-            await asyncio.to_thread(endpoint.wait_for, "IN_PROGRESS")
-            await asyncio.sleep(0.05)
+            while "status" not in endpoint.paths:  # noqa: ASYNC110 - of a thread
+                await asyncio.sleep(0.005)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
-    with RunPodEndpoint(slow(5)) as endpoint:
+    with RunPodEndpoint(slow(60)) as endpoint:
         asyncio.run(cancelled(endpoint))
         assert [job["status"] for job in endpoint.jobs.values()] == ["CANCELLED"]
 
@@ -252,11 +262,13 @@ def test_health_counts_workers_and_jobs() -> None:
 
 def test_an_answer_to_runsync_that_never_comes_becomes_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy that swallows the answer costs a while and not the whole timeout."""
-    monkeypatch.setattr("bge_m3_qdrant_client.runpod_target.RUNSYNC_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("bge_m3_qdrant_client.runpod_target.RUNSYNC_TIMEOUT_S", 0.2)
+    given_up = threading.Event()
 
     def stuck(request: Request) -> Answer | None:
         if request.path.endswith("/runsync"):
-            time.sleep(0.5)
+            assert given_up.wait(30)
+        given_up.set()
         return state("COMPLETED", output={"count": 3})
 
     with LoopbackServer(stuck) as server, Client.runpod("ep", api_key=KEY, base_url=server.url) as client:

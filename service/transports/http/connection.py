@@ -185,7 +185,7 @@ class Connection(H11Protocol):
             return "waiting"
         if self._is_receiving:
             return "sending"
-        if self._is_serving and not self.cycle.response_started:
+        if self._is_serving and not self.cycle.response_started and not self.flow.write_paused:
             return "working"
         return "reading" if self._is_serving or self._unread_bytes else "waiting"
 
