@@ -13,6 +13,9 @@ from typing import Final
 KEPT_MAX_PRODUCTS: Final = 320
 """Products that stay compiled: those of every query of up to 64 tokens, in the four shapes of a layer, and 64 more."""
 
+KEPT_MAX_DESCRIPTIONS: Final = 128
+"""Descriptions that torch keeps for each thread: fewer, as one takes 0.1 ms at most; those of a batch of up to 60 lengths."""
+
 _PRODUCT_PRIMITIVES: Final = 2
 """Primitives of oneDNN for one product: the layer's, and the multiplication in it."""
 
@@ -23,7 +26,7 @@ _TORCH_VARIABLE: Final = "LRU_CACHE_CAPACITY"
 
 
 def bound_kept_products(environment: MutableMapping[str, str]) -> None:
-    """Have oneDNN and torch keep `KEPT_MAX_PRODUCTS`, each unless the user has set its variable.
+    """Set both limits, except where the user has set the variable of one.
 
     It has an effect until a product has been computed. Processes that this one starts inherit it.
 
@@ -32,4 +35,4 @@ def bound_kept_products(environment: MutableMapping[str, str]) -> None:
     """
     if not any(name in environment for name in _ONEDNN_VARIABLES):
         environment[_ONEDNN_VARIABLES[0]] = str(_PRODUCT_PRIMITIVES * KEPT_MAX_PRODUCTS)
-    environment.setdefault(_TORCH_VARIABLE, str(KEPT_MAX_PRODUCTS))
+    environment.setdefault(_TORCH_VARIABLE, str(KEPT_MAX_DESCRIPTIONS))

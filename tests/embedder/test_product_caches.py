@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import embedder
-from embedder.product_caches import KEPT_MAX_PRODUCTS, bound_kept_products
+from embedder.product_caches import KEPT_MAX_DESCRIPTIONS, KEPT_MAX_PRODUCTS, bound_kept_products
 
 ROOT = Path(__file__).parents[2]
 GROWTH_MAX_BYTES = 64 * 550_000
@@ -28,7 +28,7 @@ def test_a_capacity_of_the_user_stays(name: str) -> None:
     """Who sets a cache's own variable, by either name, gets that; the other cache is bounded all the same."""
     environment = {name: "7"}
     bound_kept_products(environment)
-    assert environment == {name: "7", "LRU_CACHE_CAPACITY": str(KEPT_MAX_PRODUCTS)}
+    assert environment == {name: "7", "LRU_CACHE_CAPACITY": str(KEPT_MAX_DESCRIPTIONS)}
     environment = {"LRU_CACHE_CAPACITY": "8"}
     bound_kept_products(environment)
     assert environment == {"LRU_CACHE_CAPACITY": "8", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(2 * KEPT_MAX_PRODUCTS)}
