@@ -298,6 +298,8 @@ INTERNAL: Final[Mapping[str, tuple[str, ...]]] = {
         "embedder.model.graphs:CAPTURE_MAX_S",
         "embedder.model.row_pieces:_EXACT_MAX",
         "embedder.model.row_pieces:_STEP_MAX",
+        "embedder.product_caches:KEPT_MAX_DESCRIPTIONS",
+        "embedder.product_caches:KEPT_MAX_PRODUCTS",
         "embedder.scheduling.gathering:ALONE_MAX_CALLERS",
         "embedder.threads:QUICK_TEXT_MAX_CHARACTERS",
         "embedder.tokenizer:PORTION_MAX_CHARACTERS",

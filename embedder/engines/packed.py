@@ -17,7 +17,7 @@ from embedder.engines.calibration import products_attend_faster
 from embedder.engines.cuda import CudaLauncher
 from embedder.engines.devices import device_errors, memory_share
 from embedder.engines.engine import EncodedBatch, PendingBatch, ReadyBatch, TokenBatch, YieldPoint
-from embedder.engines.freed_memory import keep_freed_memory
+from embedder.engines.freed_memory import FreedMemory, keep_freed_memory
 from embedder.engines.inputs import Inputs
 from embedder.engines.outputs import HeadInputs
 from embedder.engines.shared_cores import shared_cores
@@ -35,11 +35,19 @@ class PackedEngine:
         model: on its device.
         pieces: sizes of the pieces of a pass on a CPU.
         graphs: whether a GPU replays passes from CUDA graphs, after `prepare`; their results are the same without.
+        freed: the freed memory of a CPU; None leaves it to malloc.
     """
 
     name = "packed"
 
-    def __init__(self, model: Model, *, pieces: PieceSizes = DEFAULT_PIECES, graphs: bool = True) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        pieces: PieceSizes = DEFAULT_PIECES,
+        graphs: bool = True,
+        freed: FreedMemory | None = None,
+    ) -> None:
         self.device = model.device
         self.dtype = model.dtype
         self.hidden_size = model.config.hidden
@@ -47,6 +55,7 @@ class PackedEngine:
         self.max_length = model.config.max_length
         self._model = model
         self._pieces = pieces
+        self._freed = freed or FreedMemory(None)
         self._cores = shared_cores()
         self._cuda = None if model.device == "cpu" else CudaLauncher(model, graphs=graphs)
 
@@ -60,11 +69,10 @@ class PackedEngine:
         if device == "cpu":
             require_whole_teams(os.environ)
         model = load_model(checkpoint, device=device, dtype=dtype, dropped_ids=dropped_ids)
-        if device == "cpu":
-            keep_freed_memory()
+        freed = keep_freed_memory() if device == "cpu" else None
         # With products in float32 or float16 everything else is exact, and stays so.
         coarse = device == "cpu" and dtype in ("bfloat16", "int8") and has_onednn("bfloat16")
-        return cls(replace(model, by_products=products_attend_faster()) if coarse else model)
+        return cls(replace(model, by_products=products_attend_faster()) if coarse else model, freed=freed)
 
     def launch(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> PendingBatch:
         """See `Engine.launch`."""
@@ -77,6 +85,8 @@ class PackedEngine:
         """See `Engine.encode`. Float32 results equal FlagEmbedding's within 2e-5."""
         if self._cuda is not None:
             return self.launch(batch, outputs, yield_point).wait()
+        if yield_point is not None:  # an urgent batch does not wait for it
+            self._freed.trim_if_due()
         with (
             device_errors(self.device),
             torch.inference_mode(),

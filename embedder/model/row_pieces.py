@@ -1,7 +1,7 @@
 """The division of a batch's rows into pieces for a CPU, in few distinct sizes.
 
-oneDNN compiles a product for every number of rows, and torch keeps up to 1024 of them, with what the heap cannot give
-back between them: with ever new numbers of tokens a process grew by 850 MB.
+oneDNN compiles a product for every number of rows, in 0.5 ms, and keeps some of them (`embedder.product_caches`).
+With few numbers most of what a batch needs is there already.
 """
 
 from __future__ import annotations
