@@ -14,7 +14,7 @@ KEPT_MAX_PRODUCTS: Final = 320
 """Products that stay compiled: those of every query of up to 64 tokens, in the four shapes of a layer, and 64 more."""
 
 KEPT_MAX_DESCRIPTIONS: Final = 128
-"""Descriptions that torch keeps for each thread: fewer, as one takes 0.1 ms at most; those of a batch of up to 60 lengths."""
+"""Descriptions that torch keeps for each thread: those of a batch of up to 60 lengths. One takes 0.1 ms at most."""
 
 _PRODUCT_PRIMITIVES: Final = 2
 """Primitives of oneDNN for one product: the layer's, and the multiplication in it."""
@@ -26,7 +26,7 @@ _TORCH_VARIABLE: Final = "LRU_CACHE_CAPACITY"
 
 
 def bound_kept_products(environment: MutableMapping[str, str]) -> None:
-    """Set both limits, except where the user has set the variable of one.
+    """Bound the products and the descriptions that stay, each unless the user has set its variable.
 
     It has an effect until a product has been computed. Processes that this one starts inherit it.
 

@@ -53,6 +53,9 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> FreedMemor
 
     Args:
         environment: variables of this process.
+
+    Returns:
+        What gives free pages back; it never does where malloc stays as it is.
     """
     if "MALLOC_TRIM_THRESHOLD_" in environment or "MALLOC_MMAP_THRESHOLD_" in environment:
         return FreedMemory(None)
