@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
 
+from embedder import tokenizer
 from embedder.errors import ConfigurationError
 from embedder.tokenizer import Tokenizer
 from tests.embedder.bench import Bench
@@ -148,6 +150,19 @@ def test_every_token_starts_somewhere_in_the_text(bench: Bench) -> None:
 def test_token_starts_count_characters(mini: Bench) -> None:
     """Two words after an emoji start at their Python string indices."""
     assert mini.tokenizer.starts("\U0001f680 one library")[-2:] == [2, 6]
+
+
+def test_token_starts_of_a_long_text_are_those_of_its_parts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text is divided where that changes no token; only a word of more than half a part may have one more."""
+    short = [word for text in TEXTS.values() for word in re.split(r"(\s+)", text) if len(word) < 32]
+    text = " ".join(short)
+    long = "a" * 1000
+    whole, whole_long = bench.tokenizer.starts(text), bench.tokenizer.starts(long)
+    monkeypatch.setattr(tokenizer, "_PLACED_MAX_CHARACTERS", 64)
+    assert bench.tokenizer.starts(text) == whole
+    starts = bench.tokenizer.starts(long)
+    assert starts == sorted(starts)
+    assert len(whole_long) <= len(starts) <= len(whole_long) + 2 * 1000 // 64
 
 
 @pytest.mark.parametrize("max_length", [3, 20, 8192])
