@@ -405,7 +405,7 @@ def test_a_device_that_is_lost_while_the_worker_starts_is_a_failure(programs: di
 @pytest.mark.slow
 def test_jobs_delivered_while_stopping_are_answered() -> None:
     """SIGTERM loses neither running jobs nor those that the open poll still delivers."""
-    with JobQueue(hold=WAIT_MAX_S) as queue, Worker(queue, cwd=ROOT, env=SETTINGS) as worker:
+    with JobQueue(hold=10) as queue, Worker(queue, cwd=ROOT, env=SETTINGS) as worker:
         worker.wait_for_first_poll(WAIT_MAX_S)
         before = queue.submit_many([{"texts": [f"text {n}"], "vectors": ["dense"]} for n in range(3)])
         for job in before:
