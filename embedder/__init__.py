@@ -15,12 +15,12 @@ threads     the threads of blocking work, by kind
 timings     where the time of a request goes
 frozen_imports  imports without the garbage collector
 openmp      how many threads multiply matrices, at most
-product_caches  how many products a CPU keeps compiled
+product_descriptions  how many descriptions of products a CPU keeps
 cpu_quota   the processors that the container allows
 
 Importing this package imports neither torch nor a tokenizer; `Embedder.load` does. In a container with a CPU quota it
 sets the number of OpenMP's threads (see `openmp`), unless torch, which reads it, was imported before. It bounds the
-products that a CPU keeps compiled (see `product_caches`).
+descriptions of products that a CPU keeps (see `product_descriptions`).
 """
 
 import os as _os
@@ -44,7 +44,7 @@ from embedder.errors import (
     whereabouts,
 )
 from embedder.openmp import configure as _configure
-from embedder.product_caches import bound_kept_products as _bound_kept_products
+from embedder.product_descriptions import bound_kept_descriptions as _bound_kept_descriptions
 from embedder.scheduling.jobs import ResultObserver, ResultStream
 from embedder.scheduling.pool import BatchReport
 from embedder.scheduling.runner import Result
@@ -110,4 +110,4 @@ __all__ = [
 
 if "torch" not in _sys.modules:
     _configure(_os.environ)
-_bound_kept_products(_os.environ)
+_bound_kept_descriptions(_os.environ)

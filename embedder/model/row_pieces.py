@@ -1,6 +1,6 @@
 """The division of a batch's rows into pieces for a CPU, in few distinct sizes.
 
-oneDNN compiles a product for every number of rows, in 0.5 ms, and keeps some of them (`embedder.product_caches`).
+oneDNN compiles a product for every number of rows, in 0.5 ms, and keeps the last 512.
 With few numbers most of what a batch needs is there already.
 """
 

@@ -1,4 +1,4 @@
-"""A process that multiplies ever new numbers of rows; it prints by how many bytes its heap grew after the first 320."""
+"""A process that multiplies ever new numbers of rows; it prints by how many bytes its heap grew after the first 512."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 import embedder
 
-FIRST_SIZES: Final = 320
+FIRST_SIZES: Final = 512
 SIZES: Final = 768
 WIDTH: Final = 64
 
