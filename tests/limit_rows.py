@@ -302,6 +302,7 @@ INTERNAL: Final[Mapping[str, tuple[str, ...]]] = {
         "embedder.scheduling.gathering:ALONE_MAX_CALLERS",
         "embedder.threads:QUICK_TEXT_MAX_CHARACTERS",
         "embedder.tokenizer:PORTION_MAX_CHARACTERS",
+        "embedder.tokenizer:_PLACED_MAX_CHARACTERS",
         "embedder.tokenizer:_ALONE_MAX_CHARACTERS",
         "embedder.tokenizer:_ALONE_MAX_TEXTS",
         "qdrant_sink.edge.collection:FLUSH_LOCK_TIMEOUT_S",
