@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -22,6 +24,23 @@ def cpu_quota(groups: Path = _GROUPS, mount: Path = _MOUNT) -> float | None:
     """
     quotas = [quota for folder in _folders(groups, mount) if (quota := _quota(folder)) is not None]
     return min(quotas, default=None)
+
+
+def present_processors() -> int:
+    """The number of processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def usable_processors(present: int, quota: float | None) -> int:
+    """The number of threads that can compute all the time: the processors, or the rounded quota if it is less.
+
+    Args:
+        present: number of processors that the process may run on.
+        quota: CPU quota in processors; None without one.
+    """
+    return present if quota is None else min(present, max(1, math.floor(quota + 0.5)))
 
 
 def _folders(groups: Path, mount: Path) -> Iterator[Path]:

@@ -7,11 +7,9 @@ teams smaller is turned into a number of threads, which OpenMP keeps.
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping, MutableMapping
 
-from embedder.cpu_quota import cpu_quota
+from embedder.cpu_quota import cpu_quota, present_processors, usable_processors
 from embedder.errors import ConfigurationError
 
 _DYNAMIC = "OMP_DYNAMIC"
@@ -35,13 +33,13 @@ def configure(
         quota: CPU quota in processors; None reads that of the control groups.
         processors: number of processors that this process may run on; None asks the system.
     """
-    processors = _processors() if processors is None else processors
+    processors = present_processors() if processors is None else processors
     limit = _team_limit(environment)
     if environment.get(_THREADS):
         threads = _number(environment[_THREADS].partition(",")[0]) or processors
     else:
         quota = cpu_quota() if quota is None else quota
-        threads = processors if quota is None else min(processors, max(1, math.floor(quota + 0.5)))
+        threads = usable_processors(processors, quota)
         if threads < processors:
             environment[_THREADS] = str(threads)
     if limit is not None and limit < threads:
@@ -84,9 +82,3 @@ def _number(text: str) -> int | None:
 
 def _is_dynamic(environment: Mapping[str, str]) -> bool:
     return environment.get(_DYNAMIC, "").strip().lower() == "true"
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -35,10 +35,11 @@ os._exit(0)
 """A torch that tells what the real one would find in the environment, and ends the process."""
 
 QUOTA = """
-import os, sys, types
+import sys, types
 quota = sys.modules["embedder.cpu_quota"] = types.ModuleType("embedder.cpu_quota")
 quota.cpu_quota = lambda: 1.0
-os.sched_getaffinity = lambda _: {0, 1, 2, 3}
+quota.present_processors = lambda: 4
+quota.usable_processors = lambda present, quota: min(present, int(quota))
 """
 """Run by Python before anything else: four processors, of whose time the container may use a quarter."""
 

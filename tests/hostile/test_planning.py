@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import embedder as embedder_package
 from embedder import BODIES, PLANS, InvalidRequest, Outputs, Overloaded, Priority, Threads, check_cancelled, chunking
 from embedder.checkpoint import MINI
-from embedder.threads import QUICK_TEXT_MAX_CHARACTERS, TEXTS
+from embedder.threads import QUICK_TEXT_MAX_CHARACTERS, TEXTS, plan_threads
 from embedder.tokenizer import Tokenizer
 from qdrant_sink.edge import EdgeStore
 from service.operations import IngestRequest, Operations
@@ -101,6 +101,11 @@ def test_a_small_request_never_waits_for_large_ones(operations: Operations, job:
         assert "error" not in answer
 
     asyncio.run(scenario())
+
+
+def test_plans_leave_a_processor_to_queries() -> None:
+    """On two processors large ingests are planned by one thread, and on more by two."""
+    assert [plan_threads(processors) for processors in (1, 2, 3, 64)] == [1, 1, 2, 2]
 
 
 def large(texts: Sequence[str] = (LONG,), *, chunk: bool = True) -> IngestRequest:
