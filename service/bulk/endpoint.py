@@ -48,7 +48,7 @@ _ERRORS: Final[Mapping[str, type[WorkerError]]] = {
 }
 
 
-_OPTIONS: Final = ("qdrant.", "vectors")
+_OPTIONS: Final = ("content.", "qdrant.", "vectors")
 """What the fields of a job begin with that are options of the load."""
 
 _LINES: Final = ("qdrant.ids", "qdrant.payloads")

@@ -139,7 +139,7 @@ def test_a_line_beyond_the_largest_request_is_rejected_alone(worker: Worked, dou
 def test_an_option_that_the_worker_refuses_ends_the_load(worker: Worked, double: GrpcDouble) -> None:
     """It is an error of all lines, so none is sent alone."""
     report = run(worker, lines(), "--chunk-tokens", "8192", "--vectors", "dense")
-    assert "refuses the options of the load: qdrant.chunk.maxTokens" in str(report.failure)
+    assert "refuses the options of the load: content.chunk.maxTokens" in str(report.failure)
     assert (report.stored, report.status, double.aliases) == (0, 2, {})
 
 
