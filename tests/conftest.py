@@ -38,12 +38,18 @@ if _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > _STORES_MAX_BYTE
 
 # No test depends on the clock: on a busy machine any example may take long.
 settings.register_profile("full", deadline=None)
-settings.register_profile("quick", deadline=None, max_examples=30)
+settings.register_profile("quick", deadline=None, max_examples=20)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw 30 examples for a property in the default run, and hypothesis's own 100 with any other `-m`."""
+    """Draw 20 examples for a property in the default run, and hypothesis's own 100 with any other `-m`."""
     settings.load_profile("quick" if "not slow" in config.option.markexpr else "full")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Run one process more than there are cores: some tests wait, and a core would wait with them."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(wrapper=True)
