@@ -47,7 +47,8 @@ def check_pickle(path: Path, *, is_archive: bool) -> None:
     if is_archive:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
-                if member.filename.endswith(".pkl"):
+                # torch finds its pickle in any case, and by the name that a path in Unicode replaces.
+                if any(name.lower().endswith(".pkl") for name in (member.filename, member.orig_filename)):
                     with archive.open(member) as file:
                         _check(path, BytesIO(_limited(path, file.read(PICKLE_MAX_BYTES + 1))))
         return

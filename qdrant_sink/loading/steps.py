@@ -236,8 +236,8 @@ class Steps:
         if content is None:
             return ()
         earlier = (record for record in records.values() if record.load == mine.load and record.holder != mine.holder)
-        kept = ((record, record.content) for record in earlier if self.keeps)
-        unlike = [record for record, of_points in kept if of_points and not content.keeps_points_of(of_points)]
+        kept = [record for record in earlier if self.keeps and not _is_stored_anew(record, records)]
+        unlike = [record for record in kept if record.content and not content.keeps_points_of(record.content)]
         if unlike or mine.shard is None:
             return tuple(unlike)
         name = mine.shard.name_of(mine.load)
@@ -316,6 +316,21 @@ def in_force(records: Iterable[LoadRecord]) -> list[LoadRecord]:
     records = list(records)
     replaced = {holder for record in records for holder in record.replaces}
     return sorted((record for record in records if record.holder not in replaced), key=lambda record: record.holder)
+
+
+def _is_stored_anew(earlier: LoadRecord, records: Records) -> bool:
+    """Whether a later run of the same load, which has ended, has overwritten the points of an earlier one.
+
+    A run of other content has: it is refused if it would keep them.
+    """
+    content = earlier.content
+    return content is not None and any(
+        run.has_ended
+        and run.content is not None
+        and earlier.holder in run.replaces
+        and not run.content.keeps_points_of(content)
+        for run in records.values()
+    )
 
 
 def _doubted(records: Iterable[LoadRecord], life_of: LifeOf) -> tuple[LoadRecord, ...]:

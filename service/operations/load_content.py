@@ -11,7 +11,7 @@ from embedder import KINDS, InvalidRequest, Kind
 from qdrant_sink import CollectionSchema, text_key_of
 from qdrant_sink.loading import LoadContent, LoadRecord
 from service.operations.ingest_values import IngestRequest
-from service.validation import invalid_field
+from service.validation import invalid_field, is_unicode
 
 INPUT_MAX_OPTIONS: Final = 20
 """Maximum number of options by which lines are read from the input, in the record of a load."""
@@ -25,12 +25,12 @@ INPUT_VALUE_MAX_CHARACTERS: Final = 200
 _FIELDS: Final = {
     "chunk_tokens": "chunk.maxTokens",
     "chunk_overlap": "chunk.overlap",
-    "max_length": "maxLength",
+    "max_length": "PASSAGE_MAX_LENGTH",
     "colbert_pooling": "colbertPooling",
     "text_key": "textKey",
     "id_scope": "idScope",
 }
-"""The fields of a request by the attributes of the content."""
+"""The fields of a request, and the setting, by the attributes of the content."""
 
 
 def content_of(
@@ -66,11 +66,11 @@ def content_of(
 
 
 def _text(value: object) -> str:
-    """The value of an option as a text; empty for none. Of a long one it is a digest."""
+    """The value of an option as a text; empty for none. Of a long one, and of one that is no UTF-8, it is a digest."""
     if isinstance(value, list | tuple):
         value = ", ".join(map(str, value))
     text = "" if value is None else str(value)
-    if len(text) <= INPUT_VALUE_MAX_CHARACTERS:
+    if len(text) <= INPUT_VALUE_MAX_CHARACTERS and is_unicode(text):
         return text
     return f"sha256:{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:16]}"
 

@@ -106,13 +106,23 @@ def test_a_pickle_that_is_too_large_is_refused_unread(checkpoint: Path) -> None:
         read_head(checkpoint, "colbert_linear")
 
 
-def replace_pickle(path: Path, content: bytes) -> None:
-    """Write an archive anew with another pickle."""
+@pytest.mark.usefixtures("unread")
+def test_a_pickle_is_found_by_any_case_of_its_name(checkpoint: Path) -> None:
+    """Torch reads DATA.PKL as well."""
+    path = checkpoint / "sparse_linear.pt"
+    replace_pickle(path, CALLS["bytearray"], name="DATA.PKL")
+    with pytest.raises(ConfigurationError, match="not only tensors by name"):
+        read_head(checkpoint, "sparse_linear")
+
+
+def replace_pickle(path: Path, content: bytes, *, name: str = "data.pkl") -> None:
+    """Write an archive anew with another pickle, under this name."""
     with zipfile.ZipFile(path) as archive:
         members = {member.filename: archive.read(member) for member in archive.infolist()}
     with zipfile.ZipFile(path, "w") as archive:
-        for name, member in members.items():
-            archive.writestr(name, content if name.endswith("data.pkl") else member)
+        for member, stored in members.items():
+            is_pickle = member.endswith("data.pkl")
+            archive.writestr(member.replace("data.pkl", name), content if is_pickle else stored)
 
 
 def test_a_header_that_is_too_large_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,7 @@ def test_shards_over_an_endpoint_have_the_same_options(worker: Worked) -> None:
         refused = run(worker, lines(), "--shard", "2/2", *options)
         assert (refused.status, refused.stored) == (2, 0)
         assert "loadId must be of a load of the same options: shard 1/2 of load" in str(refused.failure)
-    assert "maxLength 512 (here none)" in str(refused.failure)
+    assert "PASSAGE_MAX_LENGTH 512 (here none)" in str(refused.failure)
     assert run(worker, lines(), "--shard", "2/2", "--text-field", "text", "--insert-only").status == 0
     assert worker.core._store.opened().count("notes") > stored
     assert finish(worker, []).alias is True

@@ -82,7 +82,7 @@ def rewrite(core: Operations, shard: str, change: Callable[[LoadContent], LoadCo
         ([*CHUNKS, "--vectors", "sparse"], "vectors dense,sparse,colbert (here sparse)"),
         ([*CHUNKS, "--colbert-pooling", "mean"], "--colbert-pooling 'none' (here 'mean')"),
         ([*CHUNKS, "--text-field", "a", "--text-field", "b"], "--text-field none (here 'a, b')"),
-        ([*CHUNKS, "--encoding", "latin-1"], "--encoding none (here 'latin-1')"),
+        ([*CHUNKS, "--encoding", "latin-1"], "--encoding none (here 'iso8859-1')"),
     ],
 )
 def test_a_shard_with_other_options_is_refused_at_its_start(core: Operations, options: list[str], told: str) -> None:
@@ -111,6 +111,26 @@ def test_options_that_change_no_point_may_differ(core: Operations) -> None:
     report, said = finish(core)
     assert report.alias is True
     assert said == ["load 'v2': 2 shards, 8 lines, 8 points"]
+
+
+def test_an_encoding_may_be_named_in_two_ways(core: Operations) -> None:
+    """Names of one encoding of Python are one option."""
+    run(core, "1/2", "--encoding", "UTF8")
+    assert run(core, "2/2", "--encoding", "utf-8").status == 0
+
+
+def test_an_option_that_is_no_unicode_is_recorded_all_the_same(core: Operations) -> None:
+    """Arguments of a program can be any bytes, which a server would not take in a record."""
+    assert run(core, "1/2", "--payload-fields", "a\udcff").status == 0
+    assert "--payload-fields 'sha256:" in failure(core, "2/2", "--payload-fields", "a\udcfe")
+
+
+def test_points_that_were_stored_anew_are_kept(core: Operations) -> None:
+    """Once a run with other options has stored the points of an earlier one, missing ones can follow with these."""
+    run(core, "1/2", "--chunk-tokens", "64")
+    assert run(core, "1/2", "--chunk-tokens", "32").status == 0
+    assert run(core, "1/2", "--chunk-tokens", "32", "--insert-only").status == 0
+    assert "--chunk-tokens 32 (here 64)" in failure(core, "1/2", "--chunk-tokens", "64", "--insert-only")
 
 
 def test_a_finish_refuses_shards_of_other_options(core: Operations, double: GrpcDouble) -> None:
@@ -162,6 +182,8 @@ def test_a_run_does_not_keep_points_that_were_cut_differently(core: Operations) 
     with pytest.raises(InvalidRequest, match=r"insertOnly must be false, .* chunk.maxTokens 64 \(here 32\)"):
         interrupted(second, keeps=True)
     interrupted(second, keeps=False)
+    with pytest.raises(InvalidRequest, match=r"chunk.maxTokens 64 \(here 32\)"):
+        interrupted(second, keeps=True)  # the last run may have left points of the first
 
 
 def test_a_shard_of_a_finished_load_is_told_that_searches_see_it(core: Operations) -> None:

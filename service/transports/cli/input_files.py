@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ class InputOptions:
     @property
     def read_by(self) -> dict[str, object]:
         """The options by which the lines are read from the files, by their names."""
-        files = {"format": self.format, "encoding": self.encoding, "columns": self.columns}
+        encoding = None if self.encoding is None else codecs.lookup(self.encoding).name
+        files = {"format": self.format, "encoding": encoding, "columns": self.columns}
         return {**files, **self.fields.by_option}
 
 
