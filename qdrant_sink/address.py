@@ -25,7 +25,8 @@ GRPC_PORT: Final = 6334
 _HOST_NAME: Final = re.compile(
     r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*"
 )
-_PATH: Final = re.compile(r"(/[A-Za-z0-9._~%!$&'()*+,;=:@-]+)*")
+_PATH: Final = re.compile(r"(/(?!\.\.?(?:/|$))(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-F]{2})+)*")
+"""A path that no client changes: with whole escapes in upper case, and no part that is `.` or `..`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class ServerUrl:
         host = parts.hostname or ""
         if not (_is_ipv6(host) if ":" in host else _HOST_NAME.fullmatch(host.removesuffix("."))):
             raise ValueError("must have a host name or an IP address after http:// or https://")
-        prefix = parts.path.rstrip("/")
+        prefix = re.sub("%[0-9a-f]{2}", lambda escape: escape[0].upper(), parts.path.rstrip("/"), flags=re.IGNORECASE)
         if not _PATH.fullmatch(prefix):
             raise ValueError("must have a path of plain characters, or no path")
         url = cls(parts.scheme == "https", host, _port(parts), prefix)

@@ -33,6 +33,7 @@ from tests.sink.samples import SCHEMA, draft
         ("http://[FE80::1]", "http://[fe80::1]"),
         ("http://my_qdrant:6333", "http://my_qdrant:6333"),
         ("http://host.", "http://host."),
+        ("http://host/a%2fb", "http://host/a%2Fb"),
     ],
 )
 def test_each_form_of_a_url_has_one_normal_form(text: str, normal: str) -> None:
@@ -48,6 +49,7 @@ def test_each_form_of_a_url_has_one_normal_form(text: str, normal: str) -> None:
         "http://host:0", "http://host:65536", "http://host:port", "http://host:-1", "http://a b", "http://a\nb",
         "http://host/a b", "http://host\\a", "http://-host", "http://a..b", f"http://{'a' * 64}",
         f"http://{'a.' * 130}a", "http://u@host", "http://u:p@host", "http://host?x=1",
+        "http://host/%", "http://host/%2g", "http://host/..", "http://host/a/./b",
         "http://host#x", "http://ho\u2100st", "http://höst",
     ],
 )  # fmt: skip
@@ -67,7 +69,10 @@ HOSTS = st.one_of(
     st.text(max_size=8),
 )
 PORTS = st.one_of(st.just(""), st.integers(0, 70_000).map(lambda port: f":{port}"))
-PATHS = st.one_of(st.sampled_from(["", "/", "/a", "/a/b/"]), st.text(max_size=4).map(lambda text: f"/{text}"))
+PATHS = st.one_of(
+    st.sampled_from(["", "/", "/a", "/a/b/", "/%", "/%2f", "/.", "/a/../b"]),
+    st.text(max_size=4).map(lambda text: f"/{text}"),
+)
 
 
 URLS = st.builds("{}://{}{}{}".format, st.sampled_from(["http", "HTTPS"]), HOSTS, PORTS, PATHS)
