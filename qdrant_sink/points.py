@@ -146,7 +146,12 @@ class Point:
     @property
     def payload_nbytes(self) -> int:
         """Size of the payload as JSON in bytes."""
-        return len(json.dumps(self.payload, ensure_ascii=False, separators=(",", ":")).encode())
+        return payload_nbytes(self.payload)
+
+
+def payload_nbytes(payload: Mapping[str, Any]) -> int:
+    """Size of a payload as JSON in bytes."""
+    return len(json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,14 @@ VALUES_MEASURED_MAX: Final = 64
 """Maximum number of alternatives of a condition that is measured."""
 
 _WORDS: Final = " ".join(f"q7z{n:x}" for n in range(16))[:WORDS_MAX_CHARACTERS]
+_INDEXED: Final[Mapping[type, frozenset[str]]] = {
+    bool: frozenset({"bool"}),
+    int: frozenset({"integer"}),
+    str: frozenset({"keyword", "uuid"}),
+}
+"""Types of indexes that answer for a value of a type."""
+
+_GEO: Final = ("geo_radius", "geo_bounding_box", "geo_polygon")
 _WORD_MATCHES: Final = ("text", "text_any", "phrase", "prefix", "substring")
 _CLAUSES: Final = ("must", "should", "must_not")
 
@@ -42,11 +50,13 @@ class Leaf:
     """The conditions of a filter on one payload key and of one kind.
 
     Attributes:
-        name: path of the key and kind of the conditions.
+        name: path of the key, kind of the conditions, and types of indexes that answer them.
         condition: condition that is measured, in canonical form.
         weight: number of measured conditions that take as long as these.
         words_s: seconds that their words take in addition for each point, whatever its payload.
         byte_s: maximum seconds per byte of a payload to compare it with the measured condition.
+        key: path of the key; empty for a condition that reads the payload whatever indexes there are.
+        indexes: types of indexes on the key with which the engine does not read the payload.
     """
 
     name: str
@@ -54,6 +64,8 @@ class Leaf:
     weight: float = 1.0
     words_s: float = 0.0
     byte_s: float = PAYLOAD_BYTE_S
+    key: str = ""
+    indexes: frozenset[str] = frozenset()
 
 
 def filter_leaves(where: ParsedFilter) -> tuple[Leaf, ...]:
@@ -78,7 +90,7 @@ def _leaves(part: Mapping[str, Any]) -> Iterator[Leaf]:
         for leaf in inner:
             within = {"must": [leaf.condition]} if leaf.condition else {}
             condition = {"nested": {"key": key, "filter": within}}
-            yield replace(leaf, name=f"nested {key} {leaf.name}", condition=condition)
+            yield replace(leaf, name=f"nested {key} {leaf.name}", condition=condition, indexes=frozenset())
     else:
         for name in ("is_empty", "is_null"):
             if name in part:
@@ -90,6 +102,27 @@ def _leaves(part: Mapping[str, Any]) -> Iterator[Leaf]:
 
 
 def _field_leaf(condition: Mapping[str, Any]) -> Leaf:
+    leaf, indexes = _measured_leaf(condition), _indexes(condition)
+    return replace(leaf, name=" ".join([leaf.name, *sorted(indexes)]), key=condition["key"], indexes=indexes)
+
+
+def _indexes(condition: Mapping[str, Any]) -> frozenset[str]:
+    """The types of indexes that answer a condition on a key. Any other one reads the payload."""
+    if any(kind in condition for kind in _GEO):
+        return frozenset({"geo"})
+    if "range" in condition:
+        is_date = any(isinstance(bound, str) for bound in condition["range"].values())
+        return frozenset({"datetime"} if is_date else {"integer", "float"})
+    match = condition.get("match", {})
+    if "text" in match or "text_any" in match:
+        return frozenset({"text"})
+    wanted = match.get("value", match.get("any", match.get("except")))
+    values = wanted if isinstance(wanted, list) else [wanted]
+    types = {type(value) for value in values}
+    return _INDEXED.get(types.pop(), frozenset()) if len(types) == 1 else frozenset()
+
+
+def _measured_leaf(condition: Mapping[str, Any]) -> Leaf:
     [kind] = [name for name in condition if name != "key"]
     name, value = f"{condition['key']} {kind}", condition[kind]
     if kind == "geo_polygon":

@@ -6,8 +6,10 @@ points take long. The points of a call that took long are compared one by one.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -20,8 +22,11 @@ from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.filter_leaves import Leaf, filter_leaves
 from qdrant_sink.edge.filter_rates import HEAVY_S, FilterTime, LeafRate, filter_time
 from qdrant_sink.edge.filters import edge_filter
+from qdrant_sink.edge.payload_size import LARGE_BYTES
+from qdrant_sink.edge.schema import payload_indexes
 from qdrant_sink.edge.work import POINT_MAX_S, SPLIT_S
 from qdrant_sink.filters import Filter, ParsedFilter, parse_filter
+from qdrant_sink.points import payload_nbytes
 
 PAGE_POINTS: Final = 1000
 """Number of ids that are read in one call, and maximum number of points that a call compares."""
@@ -31,6 +36,12 @@ MEASURED_S: Final = HEAVY_S / 2
 
 FIRST_POINTS: Final = 8
 """Maximum number of points of the first call of a measurement."""
+
+SIZED_POINTS: Final = 16
+"""Number of payloads that are read in one call to find their sizes, in a collection where nothing is known of them."""
+
+TURN_S: Final = 0.05
+"""Time in seconds after which a caller that waits for the measurement of another one asks whether it still has to."""
 
 REPETITIONS: Final = 2
 """Number of times that a slow comparison is repeated, since the thread may have had to wait."""
@@ -44,9 +55,17 @@ def measured_time(collection: EdgeCollection, where: Filter) -> FilterTime:
         InvalidRequest: the filter is invalid or not supported, or a single point takes more than `POINT_MAX_S`.
     """
     parsed = parse_filter(where)
+    leaves = parsed.converted(filter_leaves)
     with collection.opened() as shard, mapped("filter"):
         points = shard.info().points_count
-    rates = [_measured(collection, leaf, points) for leaf in parsed.converted(filter_leaves)]
+        indexes = {key: index.type for key, index in payload_indexes(shard).items()}
+    with _turn(collection.filter_rates.measuring):
+        rates = [
+            _indexed(collection, leaf, points)
+            if indexes.get(leaf.key) in leaf.indexes
+            else _measured(collection, leaf, points)
+            for leaf in leaves
+        ]
     taken = filter_time(parsed, rates, points)
     if taken.worst_s > POINT_MAX_S:
         raise InvalidRequest(
@@ -88,11 +107,37 @@ def _comparing_s(collection: EdgeCollection, ids: Sequence[edge.PointId], condit
         return time.perf_counter() - began
 
 
+@contextmanager
+def _turn(measuring: threading.Lock) -> Iterator[None]:
+    """Let one caller measure a collection, after which the others find what they need measured."""
+    while not measuring.acquire(timeout=TURN_S):
+        check_cancelled()
+    try:
+        yield
+    finally:
+        measuring.release()
+
+
+def _indexed(collection: EdgeCollection, leaf: Leaf, points: int) -> LeafRate:
+    """Return the time of a condition that an index answers, from the first points: it does not depend on payloads."""
+    rates = collection.filter_rates
+    sequence, rate = rates.began(), rates.rate(leaf)
+    if rate is None or rate.points < min(points, PAGE_POINTS):
+        condition = edge_filter(ParsedFilter({"must": [leaf.condition]}))
+        ids = next(id_pages(collection))
+        seconds = min(_comparing_s(collection, ids, condition) for _ in range(1 + 2 * REPETITIONS))
+        light_s = max(0.0, seconds - fixed_s(collection, condition))
+        rate = LeafRate(points=len(ids), light_points=len(ids), light_s=light_s)
+        rates.record(leaf, rate)
+    return replace(rate, sequence=sequence)
+
+
 def _measured(collection: EdgeCollection, leaf: Leaf, points: int) -> LeafRate:
     rates = collection.filter_rates
-    sequence, rate = rates.sequence, rates.rate(leaf)
+    sequence, rate = rates.began(), rates.rate(leaf)
     recent = None if rate is None else rates.unmeasured(rate, points)
     if rate is None or recent is None:
+        _find_sizes(collection)
         rate, pages = LeafRate(), id_pages(collection) if points else iter(())
     elif recent:
         rate, pages = replace(rate), iter([recent])
@@ -104,6 +149,28 @@ def _measured(collection: EdgeCollection, leaf: Leaf, points: int) -> LeafRate:
     rate.sequence = sequence
     rates.record(leaf, rate)
     return rate
+
+
+def _find_sizes(collection: EdgeCollection) -> None:
+    """Find the sizes of all payloads once, in a collection of an earlier release, which has not kept them."""
+    if collection.payload_size.is_known:
+        return
+    large: dict[edge.PointId, int] = {}
+    other: edge.PointId = 0
+    largest = 0
+    for page in id_pages(collection):
+        for start in range(0, len(page), SIZED_POINTS):
+            check_cancelled()
+            with collection.opened() as shard, mapped("payloads"):
+                records = shard.retrieve(page[start : start + SIZED_POINTS], with_payload=True, with_vector=False)
+            for record in records:
+                size = payload_nbytes(record.payload or {})
+                if size > LARGE_BYTES:
+                    large[record.id] = size
+                elif size > largest:
+                    other, largest = record.id, size
+    with collection.opened():  # no write is noted meanwhile
+        collection.payload_size.found({other: largest, **large})
 
 
 class _Measurement:

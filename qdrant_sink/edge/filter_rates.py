@@ -24,8 +24,11 @@ HEAVY_S: Final = 5e-4
 HEAVY_MAX_POINTS: Final = 4096
 """Maximum number of heavy points of a collection that are remembered. Beyond it all points count as heavy."""
 
-RECENT_MAX_POINTS: Final = 4096
+RECENT_MAX_POINTS: Final = 32_768
 """Maximum number of recently written points of a collection that are remembered. Beyond it all are measured anew."""
+
+FORGOTTEN_S: Final = 0.05
+"""Time in seconds of the slowest point from which a measurement is forgotten where this point is written or deleted."""
 
 FORMER_MAX_POINTS: Final = 64
 """Maximum number of former points in a measurement of a small collection."""
@@ -98,7 +101,12 @@ class FilterTime:
 
 
 class FilterRates:
-    """The times of conditions, and the points that are heavy or recently written. Thread-safe."""
+    """The times of conditions, and the points that are heavy or recently written. Thread-safe.
+
+    Attributes:
+        measuring: lock of the caller that measures. One at a time does, and the others find the result.
+        sequence: number of the last write.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -106,6 +114,8 @@ class FilterRates:
         self._heavy: dict[edge.PointId, None] | None = {}  # None: too many to be remembered
         self._recent: dict[edge.PointId, int] = {}  # number of the last write, most recent last
         self._forgotten = 0
+        self._changed: set[edge.PointId] = set()  # since a measurement began
+        self.measuring = threading.Lock()
         self.sequence = 0
 
     def wrote(self, ids: Iterable[edge.PointId]) -> None:
@@ -123,7 +133,10 @@ class FilterRates:
     def deleted(self, ids: AbstractSet[edge.PointId]) -> None:
         """Note points that are deleted. The times in which one of them was the slowest are forgotten."""
         with self._lock:
-            for name in [name for name, rate in self._rates.items() if rate.worst in ids]:
+            self._changed.update(ids)
+            for name in [
+                name for name, rate in self._rates.items() if rate.worst_s > FORGOTTEN_S and rate.worst in ids
+            ]:
                 del self._rates[name]
 
     def forget(self) -> None:
@@ -134,6 +147,12 @@ class FilterRates:
             self._heavy = {}
             self.sequence += 1
             self._forgotten = self.sequence
+
+    def began(self) -> int:
+        """Note that a measurement begins; returns the number of the last write, whose points it includes."""
+        with self._lock:
+            self._changed.clear()
+            return self.sequence
 
     def rate(self, leaf: Leaf) -> LeafRate | None:
         """Return the time of a condition; None if it was not measured."""
@@ -156,9 +175,11 @@ class FilterRates:
             return [point for point, sequence in self._recent.items() if sequence > rate.sequence]
 
     def record(self, leaf: Leaf, rate: LeafRate) -> None:
-        """Remember the time of a condition."""
+        """Remember the time of a condition, unless its slowest point was written or deleted meanwhile."""
         with self._lock:
             self._rates.pop(leaf.name, None)
+            if rate.worst_s > FORGOTTEN_S and rate.worst in self._changed:
+                return
             self._rates[leaf.name] = rate
             while len(self._rates) > FILTER_RATES_MAX:
                 del self._rates[next(iter(self._rates))]
@@ -180,7 +201,10 @@ class FilterRates:
 
     def observe(self, where: ParsedFilter, points: int, seconds: float) -> None:
         """Raise the times of the conditions of a filter to what a call took that compared so many points."""
-        rates = [rate for leaf in where.converted(filter_leaves) if (rate := self.rate(leaf)) is not None]
+        leaves = where.converted(filter_leaves)
+        rates = [rate for leaf in leaves if (rate := self.rate(leaf)) is not None]
+        if len(rates) < len(leaves):
+            return  # one was forgotten meanwhile
         expected_s = filter_time(where, rates, points).total_s
         if 0 < expected_s < seconds:
             for rate in rates:
@@ -191,7 +215,7 @@ class FilterRates:
 def filter_time(where: ParsedFilter, rates: Sequence[LeafRate], points: int) -> FilterTime:
     """Return the time of a filter by those of its conditions, which come in the order of `filter_leaves`."""
     total_s = light_s = worst_s = 0.0
-    for leaf, rate in zip(where.converted(filter_leaves), rates, strict=False):
+    for leaf, rate in zip(where.converted(filter_leaves), rates, strict=True):
         total_s += points * leaf.words_s + leaf.weight * (points * rate.light_point_s + rate.heavy_s)
         light_s += leaf.words_s + leaf.weight * rate.light_point_s
         worst_s += leaf.words_s + leaf.weight * rate.worst_s

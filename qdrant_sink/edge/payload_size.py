@@ -13,7 +13,7 @@ from typing import Final
 import qdrant_edge as edge
 
 from qdrant_sink.conformance import PAYLOAD_MAX_BYTES
-from qdrant_sink.edge.settings import PayloadBounds, read_payload_bounds, write_payload_bounds
+from qdrant_sink.edge.settings import PAYLOAD_SIZE_BYTES, PayloadBounds, read_payload_bounds, write_payload_bounds
 
 LARGE_BYTES: Final = 65_536
 """Size in bytes beyond which a payload is large."""
@@ -32,6 +32,12 @@ class PayloadSize:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._cached: PayloadBounds | None = None
+        self._written = PayloadBounds(PAYLOAD_SIZE_BYTES, {})  # while nothing is known of the others
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the sizes of all payloads were recorded. Otherwise any may have the maximum size."""
+        return self._known() is not None
 
     def bound(self, point: edge.PointId) -> int:
         """Return the maximum size of the payload of a point in bytes."""
@@ -40,23 +46,41 @@ class PayloadSize:
 
     def record(self, sizes: Mapping[edge.PointId, int]) -> None:
         """Note the sizes in bytes of payloads that will be stored, by the ids of their points."""
-        bounds = self._bounds
-        largest, large = bounds.max_bytes, dict(bounds.large)
-        for point, size in sizes.items():
-            if size <= large.get(point, largest):
-                continue
-            rounded = 1 << (size - 1).bit_length()  # a power of two, so that the file is rarely written
-            if point in large or (size > LARGE_BYTES and len(large) < LARGE_MAX_POINTS):
-                large[point] = rounded
-            else:
-                largest = rounded
-        changed = PayloadBounds(largest, large)
+        bounds = self._known()
+        if bounds is None:
+            self._written = _including(self._written, sizes)
+            return
+        changed = _including(bounds, sizes)
         if changed != bounds:
-            write_payload_bounds(self._directory, changed)
-            self._cached = changed
+            self._keep(changed)
+
+    def found(self, sizes: Mapping[edge.PointId, int]) -> None:
+        """Note the sizes in bytes of all payloads that are stored, where nothing was known of them."""
+        self._keep(_including(self._written, sizes))
+
+    def _keep(self, bounds: PayloadBounds) -> None:
+        write_payload_bounds(self._directory, bounds)
+        self._cached = bounds
+
+    def _known(self) -> PayloadBounds | None:
+        if self._cached is None:
+            self._cached = read_payload_bounds(self._directory)
+        return self._cached
 
     @property
     def _bounds(self) -> PayloadBounds:
-        if self._cached is None:
-            self._cached = read_payload_bounds(self._directory) or PayloadBounds(PAYLOAD_MAX_BYTES, {})
-        return self._cached
+        return self._known() or PayloadBounds(PAYLOAD_MAX_BYTES, {})
+
+
+def _including(bounds: PayloadBounds, sizes: Mapping[edge.PointId, int]) -> PayloadBounds:
+    """Bounds that also hold for payloads of these sizes."""
+    largest, large = bounds.max_bytes, dict(bounds.large)
+    for point, size in sizes.items():
+        if size <= large.get(point, largest):
+            continue
+        rounded = 1 << (size - 1).bit_length()  # a power of two, so that the file is rarely written
+        if point in large or (size > LARGE_BYTES and len(large) < LARGE_MAX_POINTS):
+            large[point] = rounded
+        else:
+            largest = rounded
+    return PayloadBounds(largest, large)

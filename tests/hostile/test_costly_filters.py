@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -15,7 +16,8 @@ import qdrant_edge as edge
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.errors import InvalidRequest
+from embedder.cancellation import Cancellation
+from embedder.errors import Cancelled, InvalidRequest
 from qdrant_sink.conformance import PAYLOAD_MAX_BYTES
 from qdrant_sink.edge import EdgeStore, filter_measurement, slices
 from qdrant_sink.edge import collection as collection_module
@@ -283,6 +285,90 @@ def test_a_filter_is_measured_again_with_a_payload_index(store: EdgeStore) -> No
         store.count("docs", where)
     store.ensure_index("docs", "text", PayloadIndex("text"))
     assert store.count("docs", where) == 0
+
+
+def test_conditions_that_an_index_answers_are_not_measured_on_all_points(
+    store: EdgeStore, compared: list[list[int]], windows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine does not read payloads for them, so that searches beside writes stay quick."""
+    monkeypatch.setattr(filter_measurement, "PAGE_POINTS", 10)
+    grow(store, PAYLOAD_MAX_BYTES)
+    store.ensure_index("docs", "text", PayloadIndex("text"))
+    assert store.count("docs", WORD) == 0
+    assert compared
+    assert all(ids == list(range(10)) for ids in compared)
+    compared.clear()
+    put(store, 40, 20)
+    assert store.count("docs", WORD) == 0
+    assert (compared, windows) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("condition", "types"),
+    [
+        ({"match": {"value": "a"}}, {"keyword", "uuid"}),
+        ({"match": {"value": 1}}, {"integer"}),
+        ({"match": {"value": True}}, {"bool"}),
+        ({"match": {"any": ["a", "b"]}}, {"keyword", "uuid"}),
+        ({"match": {"except": [1, 2]}}, {"integer"}),
+        ({"match": {"text": "a"}}, {"text"}),
+        ({"match": {"phrase": "a"}}, set()),
+        ({"range": {"gt": 1.5}}, {"integer", "float"}),
+        ({"range": {"gt": "2024-01-01T00:00:00Z"}}, {"datetime"}),
+        ({"geo_radius": {"center": {"lon": 1.0, "lat": 1.0}, "radius": 1.0}}, {"geo"}),
+        ({"values_count": {"gt": 1}}, set()),
+    ],
+)
+def test_an_index_answers_conditions_of_its_type(condition: Json, types: set[str]) -> None:
+    """Any other condition reads the payload, and so does every one on nested objects."""
+    where = {"key": "k", **condition}
+    [leaf] = parse_filter({"must": [where]}).converted(filter_leaves)
+    assert (leaf.key, leaf.indexes) == ("k", types)
+    [nested] = parse_filter({"must": [{"nested": {"key": "n", "filter": {"must": [where]}}}]}).converted(filter_leaves)
+    assert nested.indexes == set()
+
+
+def test_who_waits_for_a_measurement_can_leave(store: EdgeStore, compared: list[list[int]]) -> None:
+    """One caller measures a collection at a time, and one whose client has gone begins nothing."""
+    cancellation = Cancellation()
+    cancellation.cancel()
+
+    def count() -> None:
+        cancellation.enter()
+        store.count("docs", WORD)
+
+    with store._cached_collection("docs").filter_rates.measuring, pytest.raises(Cancelled):
+        copy_context().run(count)
+    assert compared == []
+
+
+def test_a_slow_point_that_is_deleted_while_it_is_measured_refuses_nothing() -> None:
+    """A measurement whose slowest point has changed meanwhile is not remembered; of a quick one it makes no odds."""
+    rates = FilterRates()
+    [leaf] = parse_filter(WORD).converted(filter_leaves)
+    for worst_s, is_kept in ((2.0, False), (0.001, True)):
+        rates.began()
+        rates.deleted({7})
+        rates.record(leaf, LeafRate(points=30, worst_s=worst_s, worst=7))
+        assert (rates.rate(leaf) is not None) is is_kept
+
+
+def test_the_sizes_of_a_collection_of_an_earlier_release_are_found_once(tmp_path: Path) -> None:
+    """Its first filter reads all payloads in small portions, and writes down what all later ones need to know."""
+    store = EdgeStore(tmp_path)
+    store.ensure("docs", SCHEMA)
+    put(store, 1, 40)
+    store.upsert("docs", [Point(2, {"text": "x" * 100_000}, dense=unit(np.ones(SIZE)))])
+    store.close()
+    (tmp_path / "docs" / PAYLOAD_SIZE_FILE).unlink()
+    store = EdgeStore(tmp_path)
+    size = store._cached_collection("docs").payload_size
+    store.upsert("docs", [Point(3, {"text": "x" * 200_000}, dense=unit(np.ones(SIZE)))])
+    assert (size.is_known, size.bound(1)) == (False, PAYLOAD_MAX_BYTES)
+    assert store.count("docs", WORD) == 0
+    store.close()
+    assert EdgeStore(tmp_path)._cached_collection("docs").payload_size.is_known
+    assert [size.bound(point) for point in (1, 2, 3)] == [PAYLOAD_SIZE_BYTES, 131_072, 262_144]
 
 
 def test_the_largest_payload_is_known_after_a_restart(tmp_path: Path) -> None:
