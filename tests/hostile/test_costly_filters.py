@@ -323,7 +323,8 @@ def test_an_index_answers_conditions_of_its_type(condition: Json, types: set[str
     """Any other condition reads the payload, and so does every one on nested objects."""
     where = {"key": "k", **condition}
     [leaf] = parse_filter({"must": [where]}).converted(filter_leaves)
-    assert (leaf.key, leaf.indexes) == ("k", types)
+    assert leaf.key == "k"
+    assert leaf.indexes == types
     [nested] = parse_filter({"must": [{"nested": {"key": "n", "filter": {"must": [where]}}}]}).converted(filter_leaves)
     assert nested.indexes == set()
 
