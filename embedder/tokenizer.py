@@ -238,8 +238,8 @@ class Tokenizer:
     def starts(self, text: str) -> list[int]:
         """The start of each token in characters, ascending; without the special tokens around the text.
 
-        A long text is divided before spaces, where the tokens of both sides are those of the whole. A part without
-        spaces may have a token more.
+        A long text is divided before spaces. There it may have a token or two more: within a word of thousands of
+        characters, and in a run of blanks.
 
         Raises:
             UnicodeEncodeError: the text holds a lone surrogate.
