@@ -19,7 +19,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 ROOT: Final = Path(__file__).parents[2]
-TIMEOUT_S: Final = 150.0
+TIMEOUT_S: Final = 600.0
 """Timeout of a driver."""
 
 _STORE_BYTES: Final = 80_000_000
@@ -164,7 +164,7 @@ def served_double(folder: Path) -> Iterator[dict[str, str]]:
         double.stdout.close()
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 90.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 300.0) -> None:
     """Wait for a condition."""
     deadline = time.monotonic() + timeout_s
     while not condition():
