@@ -1,7 +1,8 @@
 """Measure the conditions of a filter on all points of a collection, in calls that are short whatever its payloads hold.
 
 A call compares one condition with as many points as the sizes of their payloads allow at most, and with fewer where
-points take long. The points of a call that took long are compared one by one.
+points take long. The points of a call that took long are compared one by one. A condition that a payload index answers
+reads no payload, and is measured on the first points only.
 """
 
 from __future__ import annotations
